@@ -1,0 +1,158 @@
+"""The one door to Orbax: save, verify, restore, fall back.
+
+Each checkpoint carries a digest of every leaf, because Orbax does not notice a
+flipped bit. A checkpoint that fails its digest is renamed and kept, the one before
+it is taken, and a run whose checkpoints are all bad stops: it never starts afresh
+in silence.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from sfrik_jax.errors import CorruptInputError
+
+log = logging.getLogger("sfrik")
+
+# What Orbax and TensorStore raise on damaged files.
+_RESTORE_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Args:
+      directory: created when missing.
+      keep: the newest ones that stay, at least 2.
+      keep_period: steps divisible by it stay for good (milestones); None for none.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, keep_period: int | None) -> None:
+        self.directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_period,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps that are stored, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, *, wait: bool = False) -> None:
+        """Stores `state` under `step` in the background, or waits for the disk.
+
+        A step that is already stored is left as it is.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.check_for_errors()
+        digest = {k: v.tolist() for k, v in jax.device_get(digests(state)).items()}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({"digest": digest}),
+        )
+        if not self._manager.save(step, args=items):
+            raise RuntimeError(f"Orbax did not save step {step}")
+        if wait:
+            self._manager.wait_until_finished()
+
+    def restore(self, abstract: Any) -> Any | None:
+        """The newest state that is whole, or None where nothing was ever saved.
+
+        Args:
+          abstract: the tree of ShapeDtypeStructs with shardings to restore into.
+
+        Raises:
+          CorruptInputError: checkpoints are there and none is whole.
+        """
+        bad = []
+        for step in reversed(self.steps()):
+            state, problem = self._restore_step(step, abstract)
+            if problem is None:
+                return state
+            bad.append(f"step {step}: {problem}")
+            log.warning("SFRIK-CKPT-CORRUPT step %d: %s", step, problem)
+            self._set_aside(step)
+        if bad:
+            raise CorruptInputError(
+                f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}); "
+                "they are kept as *.corrupt. Start in another --workdir"
+            )
+        return None
+
+    def _restore_step(self, step: int, abstract: Any) -> tuple[Any, str | None]:
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except _RESTORE_ERRORS as error:
+            return None, f"cannot be read ({str(error).splitlines()[0][:200]})"
+        stored = restored["meta"]["digest"]
+        found = {
+            k: v.tolist() for k, v in jax.device_get(digests(restored["state"])).items()
+        }
+        for leaf in sorted(stored.keys() | found.keys()):
+            if stored.get(leaf) != found.get(leaf):
+                return None, f"leaf {leaf} digest mismatch"
+        return restored["state"], None
+
+    def _set_aside(self, step: int) -> None:
+        path = self.directory / str(step)
+        target, number = path.with_name(f"{step}.corrupt"), 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"{step}.corrupt{number}")
+        path.rename(target)
+        self._manager.reload()
+
+
+def digests(tree: Any) -> dict[str, jax.Array]:
+    """A 64-bit digest of each leaf, by path: uint32 [2].
+
+    The sum over elements of a hash of bits and position. Integer sums do not depend
+    on the order, so every sharding gives the same digest. It is made for accidents,
+    not for adversaries.
+    """
+    return _digest_tree(tree)
+
+
+@jax.jit
+def _digest_tree(tree: Any) -> dict[str, jax.Array]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): _leaf_digest(leaf) for path, leaf in leaves}
+
+
+def _leaf_digest(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    width = min(x.dtype.itemsize, 4) * 8  # 8-byte types become pairs of words
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}"))
+    words = bits.astype(jnp.uint32).reshape(-1)
+    place = jax.lax.iota(jnp.uint32, words.size)
+    seeds = (jnp.uint32(1), jnp.uint32(0x9E3779B9))
+    return jnp.stack(
+        [jnp.sum(_mix(words ^ _mix(place + s)), dtype=jnp.uint32) for s in seeds]
+    )
+
+
+def _mix(h: jax.Array) -> jax.Array:
+    """A bijection of 32-bit words in which every input bit moves every output bit."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
+    return h ^ (h >> 16)

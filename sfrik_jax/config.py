@@ -1,0 +1,300 @@
+"""The configuration of a run: read, overridden, checked, stored, compared.
+
+A run is described by one ConfigDict whose tree and defaults stand in `settings.py`.
+It comes from a Python file with `get_config()` or from the `config.json` of a
+run; then dotted overrides are applied, then it is checked. Values derived from it
+(steps, peak rate) come from `derive` alone.
+"""
+
+import json
+import os
+import runpy
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sfrik_jax import config_checks, config_keys
+from sfrik_jax.errors import ConfigError, CorruptInputError, SfrikError
+from sfrik_jax.settings import CHOICES, DEFAULTS, LOSS_DEFAULTS, RESUME_FREE
+
+__all__ = [
+    "CHOICES",
+    "LOSS_DEFAULTS",
+    "RESUME_FREE",
+    "Schedule",
+    "apply_overrides",
+    "default",
+    "derive",
+    "diff",
+    "flatten",
+    "from_json",
+    "load",
+    "loss_section",
+    "resume_conflicts",
+    "to_json",
+    "validate",
+    "validate_here",
+]
+
+# What the code of a config file raises when its author made a mistake.
+CONFIG_FILE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+Change = tuple[str, Any, Any]  # key, value here, value there
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the settings and the number of images make together.
+
+    peak_lr = base_lr · batch_size / 256. The last, short batch of an epoch is dropped.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: float
+    peak_lr: float
+
+
+def default() -> ConfigDict:
+    """All settings with their defaults, locked: a new key is refused."""
+    return ConfigDict(DEFAULTS).lock()
+
+
+def loss_section(method: str) -> ConfigDict:
+    """The section `loss` of `method` with its defaults, for config files.
+
+    Errors: ConfigError for an unknown method.
+    """
+    return _tree(config_keys.known(method)).loss.lock()
+
+
+def load(spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
+    """The configuration of `spec` with `overrides` applied; keys and types are checked.
+
+    Args: spec: `configs/x.py`, `configs/x.py:arg` (the argument of its `get_config`),
+        the `config.json` of a run, or a run's directory. A Python file is run as code.
+      overrides: texts such as `data.batch_size=64`.
+    Errors: ConfigError; CorruptInputError for a damaged config.json. Whether values
+        make sense is the business of `validate`.
+    """
+    path, arg = _split_spec(str(spec))
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        others = tuple(str(p) for p in path.parent.glob("*.py"))
+        hint = config_checks.nearest(str(path), others)
+        raise ConfigError(f"--config {path}: no such file{hint}")
+    if path.suffix == ".json":
+        config = from_json(_read(path), where=str(path))
+    elif path.suffix == ".py":
+        config = _typed(flatten(_run_config_file(path, arg)))
+    else:
+        raise ConfigError(f"--config {path}: give a .py file or a run's config.json")
+    return apply_overrides(config, overrides)
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """A locked copy of `config` with texts such as `optim.epochs=5` applied.
+
+    The last of two overrides of one key counts. Another `loss.method` first replaces
+    the section by that method's defaults; the method that it has changes nothing.
+    Errors: ConfigError for an unknown key (with the nearest one) or a wrong type.
+    """
+    texts: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{key}: an override is written as key=value")
+        texts[key] = text
+    flat = flatten(config)
+    method = config_keys.parsed(texts.get("loss.method") or flat["loss.method"], "")
+    settings = config_keys.known(method)
+    if method != flat["loss.method"]:
+        others = {k: v for k, v in flat.items() if not k.startswith("loss.")}
+        flat = settings | others
+    for key, text in texts.items():
+        config_keys.refuse_unknown(key, method)
+        flat[key] = config_keys.parsed(text, settings[key])
+    return _typed(flat)
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """All settings by dotted name, in the order of the tree of settings."""
+    return config_keys.flatten(config, ConfigDict)
+
+
+def validate(
+    config: ConfigDict,
+    *,
+    num_examples: int | None = None,
+    num_devices: int | None = None,
+) -> None:
+    """Refuses impossible values with one line: setting, value, remedy.
+
+    Args: num_examples: training images. num_devices: devices of all hosts. What is
+        None is not known yet and not checked.
+    Errors: ConfigError with the first finding.
+    """
+    at = config_keys.typed(flatten(config))
+    findings = list(config_checks.problems(at))
+    if num_examples is not None and not findings:
+        findings += config_checks.data_problems(at, num_examples)
+    if num_devices is not None and not findings:
+        findings += config_checks.device_problems(at, num_devices)
+    if findings:
+        raise ConfigError(findings[0])
+
+
+def validate_here(config: ConfigDict, *, devices: bool = True) -> int | None:
+    """`validate` with the data and the devices of this machine, cheap checks first.
+
+    The settings alone come first, then the size of the data set; jax is loaded last.
+    Args: devices: whether to ask jax for the devices, which starts its backend.
+    Returns: the number of training images, None where it is not known yet.
+    Errors: ConfigError.
+    """
+    validate(config)
+    from sfrik_jax.data import sources
+
+    data = config.data
+    num_examples = sources.num_examples(
+        source=data.source, name=data.name, path=data.path, split=data.train_split
+    )
+    validate(config, num_examples=num_examples)
+    if devices:
+        validate(config, num_devices=_device_count())
+    return num_examples
+
+
+def derive(config: ConfigDict, num_examples: int) -> Schedule:
+    """Steps and peak rate for `num_examples` training images.
+
+        steps_per_epoch = floor(num_examples / batch_size)
+
+    Errors: ConfigError when there is not one whole batch.
+    """
+    validate(config, num_examples=num_examples)
+    batch_size = config.data.batch_size
+    steps_per_epoch = num_examples // batch_size
+    return Schedule(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.optim.epochs * steps_per_epoch,
+        warmup_steps=config.optim.warmup_epochs * steps_per_epoch,
+        peak_lr=config.optim.base_lr * batch_size / 256,
+    )
+
+
+def to_json(config: ConfigDict) -> str:
+    """The settings as indented JSON in the order of the tree; tuples become lists."""
+    tree: dict[str, Any] = {}
+    for key, value in flatten(config).items():
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    return json.dumps(tree, indent=2)
+
+
+def from_json(text: str, where: str = "config.json") -> ConfigDict:
+    """The configuration that `to_json` wrote; a setting that it lacks gets its default.
+
+    Errors: CorruptInputError when `text` (from the file `where`) is not a JSON object;
+        ConfigError for a key or type that does not belong.
+    """
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptInputError(f"{where} is not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise CorruptInputError(f"{where} holds no settings; give a run's config.json")
+    return _typed(config_keys.flatten(tree, dict))
+
+
+def diff(a: ConfigDict, b: ConfigDict) -> list[Change]:
+    """The settings that differ as (key, value in a, value in b); None = absent."""
+    left, right = flatten(a), flatten(b)
+    keys = [*left, *(key for key in right if key not in left)]
+    pairs = [(key, left.get(key), right.get(key)) for key in keys]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def resume_conflicts(stored: ConfigDict, current: ConfigDict) -> list[Change]:
+    """The differences that forbid to resume: all but those under RESUME_FREE."""
+    changes = diff(stored, current)
+    return [change for change in changes if not change[0].startswith(RESUME_FREE)]
+
+
+def _device_count() -> int:
+    import jax
+
+    try:
+        return jax.device_count()
+    except (AssertionError, RuntimeError) as error:  # how jax says: no such backend
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+        why = f"unset it or install jax for that ({str(error) or 'no such device'})"
+        raise ConfigError(f"jax cannot start with {asked}; {why}") from error
+
+
+def _typed(flat: Mapping[str, Any]) -> ConfigDict:
+    return _tree(config_keys.typed(flat))
+
+
+def _tree(flat: Mapping[str, Any]) -> ConfigDict:
+    config = ConfigDict()
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[name] = value
+    return config.lock()
+
+
+def _split_spec(spec: str) -> tuple[Path, str | None]:
+    stem, colon, arg = spec.rpartition(".py:")
+    return (Path(f"{stem}.py"), arg) if colon else (Path(spec), None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptInputError(f"{path} cannot be read: {error}") from error
+
+
+def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"--config {path} has no function get_config")
+        config = get_config() if arg is None else get_config(arg)
+    except SfrikError:
+        raise
+    except CONFIG_FILE_ERRORS as error:
+        raise ConfigError(_location(error, path)) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config {path}: get_config must return a ConfigDict")
+    return config
+
+
+def _location(error: Exception, path: Path) -> str:
+    """`file:line: what`, the line being the last one of the file that was run."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1:] and lines[-1]
+    # ml_collections quotes its message, line ends included.
+    words = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    return f"{path}:{line or 1}: {type(error).__name__}: {words}"

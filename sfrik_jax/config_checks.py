@@ -1,0 +1,281 @@
+"""Which values the settings may have: a table of choices, one of ranges, and rules.
+
+Each finding is one line: the setting, its value, what to do. Nothing here needs jax.
+A rule gets all settings by dotted name and returns the finding, or None.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sfrik_jax.settings import CHOICES
+
+Settings = Mapping[str, Any]
+Rule = Callable[[Settings], str | None]
+Range = tuple[Callable[[float], bool], str]
+
+# Steps, sizes and seeds are 32-bit numbers on the device.
+LARGEST_INT = 2**31 - 1
+# Above this side the 3x3 stem without pooling costs 16 times the standard stem.
+SMALL_STEM_LARGEST = 64
+# A TFDS name: data set, then optionally /config and :version.
+TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.\-]+)?(:[\w.*]+)?")
+
+
+def at_least(low: float) -> Range:
+    """The numbers from `low` on."""
+    return lambda value: value >= low, f"at least {low}"
+
+
+def above(low: float) -> Range:
+    """The numbers greater than `low`."""
+    return lambda value: value > low, f"above {low}"
+
+
+def fraction() -> Range:
+    """The numbers from 0 to just below 1."""
+    return lambda value: 0 <= value < 1, "at least 0 and below 1"
+
+
+# For a tuple the range holds for each entry. A method has only some of the loss's keys.
+RANGES: dict[str, Range] = {
+    "seed": at_least(0),
+    "data.image_size": at_least(8),
+    "data.eval_resize": at_least(8),
+    "data.batch_size": at_least(2),
+    "data.workers": at_least(0),
+    "model.width": at_least(1),
+    "model.hidden_dims": at_least(1),
+    "model.embed_dim": at_least(2),
+    "loss.weights": at_least(0),
+    "loss.alignment_coeff": at_least(0),
+    "loss.mmd_coeff": at_least(0),
+    "loss.temperature": above(0),
+    "loss.uniformity_coeff": at_least(0),
+    "loss.scale": above(0),
+    "loss.invariance_coeff": at_least(0),
+    "loss.variance_coeff": at_least(0),
+    "loss.covariance_coeff": at_least(0),
+    "optim.base_lr": above(0),
+    "optim.weight_decay": at_least(0),
+    "optim.momentum": fraction(),
+    "optim.trust_coefficient": above(0),
+    "optim.epochs": at_least(1),
+    "optim.warmup_epochs": at_least(0),
+    "mesh.model": at_least(1),
+    "checkpoint.every_steps": at_least(1),
+    "checkpoint.keep": at_least(2),
+    "checkpoint.milestone_epochs": at_least(0),
+    "eval.every_epochs": at_least(0),
+    "eval.knn_k": at_least(1),
+    "eval.knn_temperature": above(0),
+    "eval.probe_epochs": at_least(1),
+    "eval.probe_batch_size": at_least(1),
+    "eval.probe_learning_rates": above(0),
+    "eval.probe_weight_decay": at_least(0),
+    "log.every_steps": at_least(1),
+    "profile.first_step": at_least(0),
+    "profile.last_step": at_least(0),
+}
+
+
+def shown(value: Any) -> str:
+    """`repr(value)` on one line, cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def nearest(word: str, words: tuple[str, ...]) -> str:
+    """`; did you mean …?` for the nearest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def choice_problem(key: str, value: Any) -> str | None:
+    """What is wrong with the name `value` of setting `key`, if anything."""
+    choices = CHOICES[key]
+    if value in choices:
+        return None
+    hint = nearest(str(value), choices)
+    return f"{key}={shown(value)}; choose one of {', '.join(choices)}{hint}"
+
+
+def number_problems(key: str, value: Any) -> Iterator[str]:
+    """What is wrong with one number, or with the numbers of a tuple."""
+    entries = value if isinstance(value, tuple) else (value,)
+    each = "each entry" if isinstance(value, tuple) else "it"
+    numbers = [n for n in entries if not isinstance(n, str | bool)]
+    if any(isinstance(n, int) and abs(n) > LARGEST_INT for n in numbers):
+        yield f"{key}={shown(value)}: {each} must be at most {LARGEST_INT}"
+    elif not all(math.isfinite(n) for n in numbers):
+        yield f"{key}={shown(value)}: {each} must be a finite number"
+    elif key in RANGES:
+        accepts, words = RANGES[key]
+        if not all(accepts(n) for n in numbers):
+            yield f"{key}={shown(value)}: {each} must be {words}"
+
+
+def check_source(at: Settings) -> str | None:
+    """A folder needs a path, a TFDS data set a name."""
+    name, path = at["data.name"], at["data.path"]
+    if at["data.source"] == "folder" and not path:
+        return (
+            "data.path='' with data.source='folder'; give the folder with "
+            "--config.data.path=DIR"
+        )
+    if at["data.source"] == "tfds" and not TFDS_NAME.fullmatch(name):
+        return f"data.name={shown(name)}; give the name of a TFDS data set"
+    if not at["data.train_split"]:
+        return "data.train_split=''; name the split to train on, such as train"
+    return None
+
+
+def check_picture_size(at: Settings) -> str | None:
+    """The centre crop must fit; the small stem is for small pictures."""
+    size, resize = at["data.image_size"], at["data.eval_resize"]
+    if resize < size:
+        return (
+            f"data.eval_resize={resize} is less than data.image_size={size}; "
+            f"set data.eval_resize to {size} or more"
+        )
+    if at["model.stem"] == "small" and size > SMALL_STEM_LARGEST:
+        return (
+            f"model.stem='small' with data.image_size={size}; it is for pictures up "
+            f"to {SMALL_STEM_LARGEST} px: set model.stem=imagenet"
+        )
+    return None
+
+
+def check_loss(at: Settings) -> str | None:
+    """Something must be trained: a kernel that is not zero, a term that counts."""
+    weights = at.get("loss.weights", (1.0,))
+    if not weights:
+        return "loss.weights=(); give b_1 … b_L, such as 1,40,40"
+    if not any(weights):
+        return f"loss.weights={shown(weights)} are all 0; set at least one b_l above 0"
+    terms = {key: at[key] for key in at if re.fullmatch(r"loss\.\w+_coeff", key)}
+    if terms and not any(terms.values()):
+        return f"{', '.join(terms)} are all 0; set at least one of them above 0"
+    return None
+
+
+def check_schedule(at: Settings) -> str | None:
+    """The warm-up ends within the run."""
+    epochs, warmup = at["optim.epochs"], at["optim.warmup_epochs"]
+    if warmup > epochs:
+        return (
+            f"optim.warmup_epochs={warmup} is more than optim.epochs={epochs}; "
+            f"set it to {epochs} or less"
+        )
+    return None
+
+
+def check_probe(at: Settings) -> str | None:
+    """The probe chooses among at least one learning rate."""
+    if not at["eval.probe_learning_rates"]:
+        return "eval.probe_learning_rates=(); give one or more, such as 0.05,0.2,"
+    return None
+
+
+def check_profile(at: Settings) -> str | None:
+    """The profile is a window of steps, counted from 1, or 0 and 0."""
+    first, last = at["profile.first_step"], at["profile.last_step"]
+    if (first, last) == (0, 0) or 1 <= first <= last:
+        return None
+    return (
+        f"profile.first_step={first} and profile.last_step={last}; set both to 0, or "
+        "1 <= first_step <= last_step"
+    )
+
+
+def check_mesh(at: Settings) -> str | None:
+    """The axis `data` takes a number of devices, or all that are left."""
+    if at["mesh.data"] == -1 or at["mesh.data"] >= 1:
+        return None
+    return f"mesh.data={at['mesh.data']}; set -1 (all devices) or at least 1"
+
+
+RULES: tuple[Rule, ...] = (
+    check_source,
+    check_picture_size,
+    check_loss,
+    check_schedule,
+    check_probe,
+    check_profile,
+    check_mesh,
+)
+
+
+def problems(at: Settings) -> Iterator[str]:
+    """All findings about the settings alone, in the order of the tree."""
+    for key, value in at.items():
+        finding = choice_problem(key, value) if key in CHOICES else None
+        if finding:
+            yield finding
+        else:
+            yield from number_problems(key, value)
+    yield from filter(None, (rule(at) for rule in RULES))
+
+
+def data_problems(at: Settings, num_examples: int) -> Iterator[str]:
+    """Findings about the settings and the number of training images."""
+    batch, k = at["data.batch_size"], at["eval.knn_k"]
+    split = at["data.train_split"]
+    if num_examples < 2:
+        yield (
+            f"data.train_split={split!r} has {num_examples} images; choose a split "
+            "with at least 2"
+        )
+    if batch > num_examples:
+        yield (
+            f"data.batch_size={batch} is more than the {num_examples} images of "
+            f"data.train_split={split!r}; use at most {num_examples}"
+        )
+    if k > num_examples:
+        yield (
+            f"eval.knn_k={k} is more than the {num_examples} images of "
+            f"data.train_split={split!r}; use at most {num_examples}"
+        )
+
+
+def device_problems(at: Settings, num_devices: int) -> Iterator[str]:
+    """Findings about the settings and the number of devices."""
+    data, model = at["mesh.data"], at["mesh.model"]
+    if num_devices % model:
+        yield (
+            f"mesh.model={model} does not divide the {num_devices} devices; "
+            f"use {_listed(_divisors(num_devices))}"
+        )
+    elif data * model > num_devices:
+        yield (
+            f"mesh.data={data} times mesh.model={model} is more than the "
+            f"{num_devices} devices; use at most {num_devices}, or mesh.data=-1"
+        )
+    else:
+        yield from _batch_problem(
+            at["data.batch_size"], num_devices // model if data == -1 else data
+        )
+
+
+def _batch_problem(batch: int, shards: int) -> Iterator[str]:
+    rows, left = divmod(batch, shards)
+    if not left:
+        return
+    near = [n * shards for n in (rows, rows + 1) if n]
+    counts = [n for n in _divisors(batch) if n < shards]
+    yield (
+        f"data.batch_size={batch} leaves {left} images over on {shards} devices; "
+        f"use {_listed(near)}, or set mesh.data to {_listed(counts)}"
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    """The divisors of `number` up to 4096, more than any axis of a mesh here."""
+    return [n for n in range(1, min(number, 4096) + 1) if number % n == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,0 +1,138 @@
+"""Which settings exist and of which type they are; how a text becomes a value.
+
+Works on settings by dotted name, `{"data.batch_size": 64}`, without ConfigDict and jax.
+"""
+
+import ast
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sfrik_jax.config_checks import choice_problem, nearest, shown
+from sfrik_jax.errors import ConfigError
+from sfrik_jax.settings import DEFAULTS, LOSS_DEFAULTS
+
+KIND_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "numbers separated by commas",
+}
+WORDS = {
+    "true": True,
+    "false": False,
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+}
+
+
+def flatten(tree: Any, section_type: type) -> dict[str, Any]:
+    """The values of a tree of sections by dotted name, in the order of `known`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, section_type):
+            flat |= {f"{key}.{name}": entry for name, entry in value.items()}
+        else:
+            flat[key] = value
+    method = flat.get("loss.method")
+    order = known(method) if method in tuple(LOSS_DEFAULTS) else {}
+    return {key: flat[key] for key in order if key in flat} | flat
+
+
+def known(method: str) -> dict[str, Any]:
+    """All settings of a run with `method` and their defaults, in the tree's order.
+
+    Errors: ConfigError for an unknown method.
+    """
+    problem = choice_problem("loss.method", method)
+    if problem:
+        raise ConfigError(problem)
+    flat: dict[str, Any] = {}
+    for key, value in DEFAULTS.items():
+        if key == "loss":
+            value = {"method": method, **LOSS_DEFAULTS[method]}
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": entry for name, entry in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def typed(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run: those of `flat` in their default's type, else defaults.
+
+    Errors: ConfigError for an unknown key, an unknown method or a wrong type.
+    """
+    method = flat.get("loss.method", DEFAULTS["loss"]["method"])
+    all_settings = known(method)
+    for key in flat:
+        refuse_unknown(key, method)
+    return {
+        key: converted(key, flat.get(key, like), like)
+        for key, like in all_settings.items()
+    }
+
+
+def refuse_unknown(key: str, method: str) -> None:
+    """Raises ConfigError, with the nearest name, unless `key` is a setting."""
+    settings = known(method)
+    if key in settings:
+        return
+    if key in DEFAULTS:
+        fields = [k for k in settings if k.startswith(f"{key}.")]
+        raise ConfigError(f"{key} is a section; set one of {', '.join(fields)}")
+    section, _, name = key.rpartition(".")
+    owners = [m for m, fields in LOSS_DEFAULTS.items() if name in fields]
+    if section == "loss" and owners:
+        raise ConfigError(
+            f"{key} belongs to the method {' and '.join(owners)}; "
+            f"loss.method={method!r} has {', '.join(LOSS_DEFAULTS[method])}"
+        )
+    fields = [k[len(section) + 1 :] for k in settings if k.startswith(f"{section}.")]
+    listed = f"{section} has" if fields else "there are"
+    raise ConfigError(
+        f"{shown(key)[1:-1]} is not a setting{nearest(key, tuple(settings))} "
+        f"({listed} {', '.join(fields or DEFAULTS)})"
+    )
+
+
+def parsed(text: str, like: Any) -> Any:
+    """The value that `text` writes for a setting with the default `like`.
+
+    Python's notation, true and false, nan and inf; anything else is text. Where the
+    default is text, so is `text`, unless it is a quoted Python string.
+    """
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = WORDS.get(text.strip().lower(), text)
+    return text if isinstance(like, str) and not isinstance(value, str) else value
+
+
+def converted(key: str, value: Any, like: Any) -> Any:
+    """`value` in the type of the default `like`; whole numbers may become floats.
+
+    Errors: ConfigError naming the type that `key` needs.
+    """
+    kind = type(like)
+    many = kind is tuple
+    entries = tuple(value) if isinstance(value, tuple | list) else (value,)
+    entry_kind = type(like[0]) if many else kind
+    accepted = (float, int) if entry_kind is float else (entry_kind,)
+    if many != isinstance(value, tuple | list) or not all(
+        type(entry) in accepted for entry in entries
+    ):
+        needs = KIND_WORDS[kind]
+        raise ConfigError(f"{key}={shown(value)} needs {needs}, such as {shown(like)}")
+    if entry_kind is float:
+        entries = tuple(map(_as_float, entries))
+    return entries if many else entries[0]
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number above 1e308; refused later as not finite
+        return math.inf

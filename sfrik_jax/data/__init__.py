@@ -1,0 +1,1 @@
+"""Data: sources, preparation, decoding, view recipes, and the loader."""

@@ -1,0 +1,243 @@
+"""From a source to batches on the device: the batch is a function of (seed, step).
+
+    epoch = step // steps_per_epoch,   p = (step % steps_per_epoch) · B + j,
+    sample j of the step = permutation(seed, epoch, N)[p]
+
+Nothing is stored between steps, so that resuming, replaying one step, and other numbers
+of workers or processes give the same batches by construction. Grain brings the threads.
+"""
+
+import functools
+import itertools
+import math
+import threading
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.data import pipeline
+from sfrik_jax.data.decode import Picture
+from sfrik_jax.data.images import eval_batches, eval_images, load_images
+from sfrik_jax.data.sources import Source
+from sfrik_jax.data.views import View, crop_boxes, permutation, size_groups
+from sfrik_jax.errors import ConfigError
+
+__all__ = ["Batch", "TrainLoader", "eval_batches", "eval_images", "load_images"]
+
+Batch = dict[str, Any]
+
+RESAMPLES = ("exact", "fast")
+RESIDENCES = ("auto", "device", "host")
+MAX_RESIDENT_BYTES = 4 * 2**30
+# Pictures per task of a worker: the numbers of 16 crops cost little more than of one.
+_CHUNK = 16
+# Batches that are decoded ahead on the host, and that wait on the device.
+_HOST_AHEAD = 2
+_DEVICE_AHEAD = 1
+_NO_END = 2**48
+
+
+class TrainLoader:
+    """Batches of random crops for pretraining.
+
+    A batch is a dict of jax arrays, over all processes: "index" int32 [B] (sample
+    numbers), "epoch" int32 [], and by residence
+
+    - host: "views", a tuple with uint8 [B, V_g, s, s, 3] for each run of V_g
+      consecutive views of equal size: decoded, cropped and resized by threads;
+    - device: "images" uint8 [N, H, W, C], the whole set, the same buffer in each step,
+      and "boxes" int32 [B, V, 4] (top, left, height, width): the step crops.
+
+    With a mesh, arrays over B are sharded along "data" and the others replicated.
+
+    Args:
+      views: the recipe's views.
+      batch_size: B, over all processes. A last partial batch of an epoch is dropped.
+      residence: "device", "host", or "auto": device when all images have one known
+        shape and take at most 4 GiB.
+      workers: decoding threads; 0 for one per core.
+      resample: "exact" is Pillow's result, "fast" may decode JPEGs at reduced size.
+
+    Raises:
+      ConfigError: batch_size does not suit the set, the mesh or the processes.
+      CorruptInputError: a picture cannot be read; raised where its batch is due.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Sequence[View],
+        *,
+        batch_size: int,
+        seed: int,
+        residence: str = "auto",
+        workers: int = 0,
+        resample: str = "exact",
+        mesh: Mesh | None = None,
+    ) -> None:
+        _check(len(source), batch_size, residence, resample, mesh)
+        self._source, self._views = source, tuple(views)
+        self._batch_size, self._seed, self._mesh = batch_size, seed, mesh
+        self._workers = workers
+        self._methods = [
+            view.method if resample == "exact" else "fast" for view in self._views
+        ]
+        self._rows = mesh_lib.process_rows(batch_size)
+        self._order_lock = threading.Lock()
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: permutation(seed, epoch, len(source))
+        )
+        self.steps_per_epoch = len(source) // batch_size
+        self.resident = residence == "device" or (
+            residence == "auto" and _fits_on_device(source)
+        )
+        if self.resident:
+            images = load_images(source, workers=workers)
+            self._sizes = images.shape[1:3]
+            self._images = self._whole(images)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step (0-based), alone."""
+        if self.resident:
+            return self._resident_batch(step)
+        return next(self._host_batches(step, self._chunks, combined_ahead=0))
+
+    def iterate(self, first_step: int = 0) -> Generator[Batch]:
+        """The batches of first_step, first_step + 1, … without end, prefetched.
+
+        Close the iterator (or drop it) to stop its threads.
+        """
+        if self.resident:
+            return (self._resident_batch(s) for s in itertools.count(first_step))
+        return self._host_batches(first_step, _NO_END, _DEVICE_AHEAD)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Sample numbers of a step over all processes, int32 [B]."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        with self._order_lock:
+            order = self._order(epoch)
+        start = place * self._batch_size
+        return order[start : start + self._batch_size].astype(np.int32)
+
+    def _boxes(
+        self, heights: np.ndarray, widths: np.ndarray, epoch: int, index: np.ndarray
+    ) -> np.ndarray:
+        """int32 [n, V, 4]."""
+        return np.stack(
+            [
+                crop_boxes(
+                    heights,
+                    widths,
+                    view,
+                    seed=self._seed,
+                    epoch=epoch,
+                    index=index,
+                    view_id=number,
+                )
+                for number, view in enumerate(self._views)
+            ],
+            axis=1,
+        )
+
+    def _resident_batch(self, step: int) -> Batch:
+        epoch, index = step // self.steps_per_epoch, self.indices(step)[self._rows]
+        heights, widths = (np.full(len(index), side) for side in self._sizes)
+        boxes = self._boxes(heights, widths, epoch, index)
+        batch = self._split({"index": index, "boxes": boxes})
+        return batch | {"images": self._images, "epoch": self._whole(np.int32(epoch))}
+
+    @property
+    def _chunks(self) -> int:
+        return -(-(self._rows.stop - self._rows.start) // _CHUNK)
+
+    def _host_batches(
+        self, first_step: int, chunks: int, combined_ahead: int
+    ) -> Generator[Batch]:
+        def decode(number: int) -> tuple[int, np.ndarray, list[np.ndarray]]:
+            steps, chunk = divmod(number, self._chunks)
+            step = first_step + steps
+            index = self.indices(step)[self._rows][chunk * _CHUNK :][:_CHUNK]
+            return step, index, self._decode(step // self.steps_per_epoch, index)
+
+        return pipeline.in_order(
+            decode,
+            chunks,
+            group=self._chunks,
+            combine=self._assemble,
+            workers=self._workers,
+            ahead=_HOST_AHEAD * self._chunks,
+            combined_ahead=combined_ahead,
+        )
+
+    def _decode(self, epoch: int, index: np.ndarray) -> list[np.ndarray]:
+        """The views of some pictures: uint8 [n, V_g, s, s, 3] per size group."""
+        pictures = [
+            Picture(self._source.read(int(i)), self._source.name(int(i))) for i in index
+        ]
+        heights = np.array([picture.height for picture in pictures])
+        widths = np.array([picture.width for picture in pictures])
+        boxes = self._boxes(heights, widths, epoch, index)
+        sizes = [view.size for view in self._views]
+        crops = [
+            picture.crops(picture_boxes, sizes, self._methods)
+            for picture, picture_boxes in zip(pictures, boxes, strict=True)
+        ]
+        return [
+            np.stack([[row[number] for number in group] for row in crops])
+            for group in size_groups(self._views)
+        ]
+
+    def _assemble(
+        self, parts: Sequence[tuple[int, np.ndarray, list[np.ndarray]]]
+    ) -> Batch:
+        steps, indices, views = zip(*parts, strict=True)
+        groups = tuple(np.concatenate(part) for part in zip(*views, strict=True))
+        batch = self._split({"index": np.concatenate(indices), "views": groups})
+        return batch | {
+            "epoch": self._whole(np.int32(steps[0] // self.steps_per_epoch))
+        }
+
+    def _split(self, tree: dict[str, Any]) -> dict[str, Any]:
+        if self._mesh is None:
+            return jax.device_put(tree)
+        return mesh_lib.shard_batch(tree, self._mesh)
+
+    def _whole(self, array: np.ndarray | np.generic) -> jax.Array:
+        if self._mesh is None:
+            return jax.device_put(array)
+        # device_put would compare the value between processes, in each step.
+        return jax.make_array_from_process_local_data(
+            mesh_lib.replicated(self._mesh), np.asarray(array)
+        )
+
+
+def _check(
+    count: int, batch_size: int, residence: str, resample: str, mesh: Mesh | None
+) -> None:
+    if residence not in RESIDENCES:
+        raise ConfigError(f"data.residence={residence!r}; choose one of {RESIDENCES}")
+    if resample not in RESAMPLES:
+        raise ConfigError(f"data.resample={resample!r}; choose one of {RESAMPLES}")
+    if not 1 <= batch_size <= count:
+        raise ConfigError(
+            f"data.batch_size={batch_size} does not fit a set of {count} images; "
+            f"choose 1 to {count}"
+        )
+    for what, parts in (
+        ("processes", jax.process_count()),
+        ("devices along mesh.data", 1 if mesh is None else mesh.shape[mesh_lib.DATA]),
+    ):
+        if batch_size % parts:
+            raise ConfigError(
+                f"data.batch_size={batch_size} leaves {batch_size % parts} images over "
+                f"on {parts} {what}; choose a multiple of {parts}"
+            )
+
+
+def _fits_on_device(source: Source) -> bool:
+    shape = source.image_shape
+    return shape is not None and len(source) * math.prod(shape) <= MAX_RESIDENT_BYTES

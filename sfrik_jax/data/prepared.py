@@ -1,0 +1,164 @@
+"""Where TFDS keeps prepared data sets, and what their dataset_info.json says.
+
+Read as plain files: importing TFDS takes a second, which validation cannot spend.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
+
+# Prepared by `sfrik_jax.data.builders`, without TensorFlow.
+OWN_SETS = ("fashion_mini", "fashion_mnist", "photo_patches")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_SPLIT = re.compile(r"([\w-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One prepared data set: its directory and the facts of dataset_info.json."""
+
+    directory: Path
+    file_format: str
+    shards: dict[str, list[int]]
+    info: dict
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Number of examples of each split."""
+        return {split: sum(shards) for split, shards in self.shards.items()}
+
+    def missing_files(self) -> list[str]:
+        """Names of record files that ought to be there and are not, or are empty."""
+        # The file prefix is the data set's name, also below a config's directory.
+        prefix, suffix = self.info["name"], self.file_format
+        names = [
+            f"{prefix}-{split}.{suffix}-{shard:05d}-of-{len(shards):05d}"
+            for split, shards in self.shards.items()
+            for shard in range(len(shards))
+        ]
+        return [name for name in names if not _has_bytes(self.directory / name)]
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def data_root(data_dir: str | os.PathLike[str] = "") -> Path:
+    """The folder of all prepared sets; "" is TFDS's own default."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(data_dir or default).expanduser()
+
+
+def find(name: str, data_dir: str | os.PathLike[str] = "") -> Prepared | None:
+    """The newest prepared version of `name`, ArrayRecord first; else None.
+
+    `name` may carry a config and a version, "imagenet2012_subset/10pct:5.0.0". Without
+    a config, a set that has exactly one is found too.
+    """
+    path, _, version = name.partition(":")
+    base = data_root(data_dir) / path
+    found = _versions(base, version)
+    if not found and base.is_dir() and "/" not in path:
+        configs = [_versions(child, version) for child in base.iterdir()]
+        configs = [versions for versions in configs if versions]
+        found = configs[0] if len(configs) == 1 else []
+    sets = [read(directory) for directory in found]
+    random_access = [each for each in sets if each.file_format == "array_record"]
+    return (random_access or sets or [None])[-1]
+
+
+def _versions(base: Path, version: str) -> list[Path]:
+    if not base.is_dir():
+        return []
+    names = [version] if version else filter(_VERSION.fullmatch, os.listdir(base))
+    names = [name for name in names if (base / name / "dataset_info.json").is_file()]
+    return [base / name for name in sorted(names, key=_version_order)]
+
+
+def _version_order(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def read(directory: Path) -> Prepared:
+    """Reads a version's dataset_info.json; CorruptInputError when it is damaged."""
+    path = directory / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        shards = {
+            split["name"]: [int(length) for length in split.get("shardLengths", [])]
+            for split in info["splits"]
+        }
+        return Prepared(directory, info.get("fileFormat", "tfrecord"), shards, info)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptInputError(
+            f"{path} is damaged ({error!r}); delete {directory} and prepare it again"
+        ) from error
+
+
+def find_whole(name: str, data_dir: str = "") -> Prepared:
+    """The prepared set, whole and readable; else an error with the command to run."""
+    found = find(name, data_dir)
+    if found is None:
+        raise MissingInputError(
+            f"data set {name!r} is not prepared in {data_root(data_dir)}; "
+            f"run: {prepare_command(name, data_dir)}"
+        )
+    if found.file_format != "array_record":
+        raise MissingInputError(
+            f"{found.directory} is prepared as {found.file_format}, which has no "
+            f"random access; run: {prepare_command(name, data_dir)}"
+        )
+    if missing := found.missing_files():
+        raise CorruptInputError(
+            f"{found.directory} lacks {missing[0]} ({len(missing)} files in all); "
+            f"delete that directory and run: {prepare_command(name, data_dir)}"
+        )
+    return found
+
+
+def whole(name: str, data_dir: str | os.PathLike[str] = "") -> Path | None:
+    """The directory of a set that is prepared and lacks nothing, else None."""
+    found = find(name, data_dir)
+    ready = found and found.file_format == "array_record" and not found.missing_files()
+    return found.directory if found and ready else None
+
+
+def prepare_command(name: str, data_dir: str = "") -> str:
+    """The shell command that prepares a data set."""
+    if name in OWN_SETS:
+        where = f" --data-dir {data_dir}" if data_dir else ""
+        return f"python -m sfrik_jax data prepare {name}{where}"
+    where = f" --data_dir={data_dir}" if data_dir else ""
+    return f"tfds build {name} --file_format=array_record{where} (needs tensorflow)"
+
+
+def split_range(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:
+    """("train", 0, 500) for "train[:500]": split name, first example, one past last.
+
+    Slices are TFDS's: counts or percentages, negative ones from the end.
+
+    Raises:
+      ConfigError: the form is not understood, or there is no such split.
+    """
+    match = _SPLIT.fullmatch(split)
+    if not match or match[1] not in lengths:
+        raise ConfigError(
+            f"split {split!r} is not one of {sorted(lengths)} or a slice of one, such "
+            "as train[:500] or train[10%:20%]"
+        )
+    total = lengths[match[1]]
+    start = _boundary(match[2], total, 0)
+    return match[1], start, max(start, _boundary(match[3], total, total))
+
+
+def _boundary(text: str | None, total: int, default: int) -> int:
+    if text is None:
+        return default
+    count = int(text.rstrip("%"))
+    if text.endswith("%"):
+        count = round(count * total / 100)
+    return min(max(count + total if count < 0 else count, 0), total)

@@ -1,0 +1,261 @@
+"""The evaluation of a run: during training, and what it leaves behind at the end."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sfrik_jax import augment, metrics, weights
+from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.data.loader import eval_batches
+from sfrik_jax.data.sources import Source, open_source
+from sfrik_jax.data.views import View
+from sfrik_jax.errors import MissingInputError
+from sfrik_jax.evaluators import (
+    Settings,
+    baselines,
+    evaluate_features,
+    features,
+    pictures,
+)
+from sfrik_jax.models.resnet import ResNet
+from sfrik_jax.rundir import RunDirectory
+from sfrik_jax.train_state import TrainState, backbone_variables
+
+log = logging.getLogger("sfrik")
+
+# Sets up to this size are decoded once and kept.
+CACHED_BYTES = 2**30
+# Images that the picture of nearest neighbours chooses from.
+GALLERY = 5_000
+QUERIES = 500
+BATCH_SIZE = 256
+
+Results = dict[str, float]
+
+
+class ImageSet:
+    """A split as the evaluation sees it: resized, centre-cropped, in order."""
+
+    def __init__(self, source: Source, data: ConfigDict) -> None:
+        self.source = source
+        self.labels = source.labels
+        self._decode = partial(
+            eval_batches,
+            source,
+            image_size=data.image_size,
+            resize=data.eval_resize,
+            batch_size=BATCH_SIZE,
+            workers=data.workers,
+        )
+        small = len(source) * data.image_size**2 * 3 <= CACHED_BYTES
+        self._cache: list[np.ndarray] | None = [] if small else None
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """uint8 [<= BATCH_SIZE, S, S, 3] each."""
+        if self._cache:
+            yield from self._cache
+            return
+        made = []
+        for images, _ in self._decode():
+            if self._cache is not None:
+                made.append(images)
+            yield images
+        if self._cache is not None:
+            self._cache = made
+
+    def first(self, count: int) -> np.ndarray:
+        """The first images, uint8 [<= count, S, S, 3]."""
+        needed = itertools.islice(self.batches(), -(-count // BATCH_SIZE))
+        return np.concatenate(list(needed))[:count]
+
+
+class Evaluation:
+    """kNN and linear probe of a backbone on the labelled splits of a run.
+
+    Args:
+      view: whose normalisation the evaluation uses.
+
+    Raises:
+      MissingInputError, ConfigError: a split of a TFDS data set is not there. A folder
+        of pictures without labels or without a test split is not evaluated.
+    """
+
+    def __init__(
+        self, config: ConfigDict, mesh: Mesh, backbone: ResNet, view: View
+    ) -> None:
+        self._config, self._mesh = config, mesh
+        self._normalization = {"mean": view.mean, "std": view.std}
+        self._train = self._open(config.eval.train_split or config.data.train_split)
+        try:
+            self._test = self._open(config.eval.test_split)
+        except MissingInputError:
+            if config.data.source != "folder":
+                raise
+            self._test = None
+        self.labelled = (
+            self._train.labels is not None
+            and self._test is not None
+            and self._test.labels is not None
+        )
+        if not self.labelled:
+            log.warning("no labelled train and test split: accuracies are left out")
+        normalize = partial(
+            augment.normalize, dtype=backbone.dtype, mean=view.mean, std=view.std
+        )
+        self._encode = jax.jit(
+            lambda variables, images: backbone.apply(variables, normalize(images))
+        )
+
+    def run(self, state: TrainState) -> Results:
+        """Accuracies in % by protocol name; nothing where the data has no labels."""
+        if not self.labelled:
+            return {}
+        return self._accuracies(*self._features(backbone_variables(state)))
+
+    def finish(
+        self,
+        run: RunDirectory,
+        state: TrainState,
+        random_state: Callable[[], TrainState],
+        seconds: float,
+    ) -> None:
+        """Writes backbone.safetensors, pictures/neighbours.png and summary.json."""
+        variables = backbone_variables(state)
+        path = run.path / "backbone.safetensors"
+        summary: dict[str, Any] = {}
+        about = weights.describe(
+            self._config.model, self._config.data, self._normalization
+        )
+        summary["weights_sha256"] = weights.save(path, variables, about)
+        if self.labelled:
+            train, test = self._features(variables)
+            summary |= self._accuracies(train, test)
+            if self._config.eval.baselines:
+                summary |= self._baselines(random_state())
+        self._draw_neighbours(run, variables)
+        rates = [
+            row.get("time/views_per_second") for row in metrics.read_rows(run.path)
+        ]
+        rates = [rate for rate in rates if rate is not None]
+        summary |= {
+            "train_seconds": round(seconds, 1),
+            "views_per_second": round(float(np.median(rates)), 1) if rates else None,
+            "steps": int(state.step),
+            "seed": self._config.seed,
+            "train_images": len(self._train.source),
+            "test_images": len(self._test.source) if self._test else 0,
+            "protocol": {k: v for k, v in self._config.eval.items()},
+        }
+        run.write_json("summary.json", summary)
+        print_summary(summary)
+
+    def _open(self, split: str) -> ImageSet:
+        data = self._config.data
+        source = open_source(
+            source=data.source, name=data.name, path=data.path, split=split
+        )
+        return ImageSet(source, data)
+
+    def _features(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
+        assert self._test is not None
+        return self._extract(variables, self._train.batches()), self._extract(
+            variables, self._test.batches()
+        )
+
+    def _extract(self, variables: Any, batches: Iterator[np.ndarray]) -> np.ndarray:
+        sharding = mesh_lib.batch_sharding(self._mesh)
+        parts = self._mesh.shape[mesh_lib.DATA]
+
+        def encode(images: np.ndarray) -> jax.Array:
+            return self._encode(variables, jax.device_put(images, sharding))
+
+        return features.extract(
+            encode, batches, batch_size=-(-BATCH_SIZE // parts) * parts
+        )
+
+    def _accuracies(self, train: np.ndarray, test: np.ndarray) -> Results:
+        assert self._train.labels is not None and self._test is not None
+        e = self._config.eval
+        settings = Settings(
+            num_classes=self._train.source.num_classes,
+            knn_k=e.knn_k,
+            knn_temperature=e.knn_temperature,
+            probe_epochs=e.probe_epochs,
+            probe_batch_size=e.probe_batch_size,
+            probe_learning_rates=e.probe_learning_rates,
+            probe_weight_decay=e.probe_weight_decay,
+        )
+        results = evaluate_features(
+            train, self._train.labels, test, self._test.labels, settings
+        )
+        return dict(results)
+
+    def _baselines(self, random: TrainState) -> Results:
+        """The same evaluation of the untrained network, of pixels and of colours."""
+        assert self._test is not None
+        sets = {"random_init": self._features(backbone_variables(random))}
+        for name, function in (
+            ("pixels", baselines.pixels),
+            ("color_histogram", baselines.color_histogram),
+        ):
+            sets[name] = tuple(
+                np.concatenate([function(images) for images in images_of.batches()])
+                for images_of in (self._train, self._test)
+            )
+        return {
+            f"{name}_{key}": value
+            for name, (train, test) in sets.items()
+            for key, value in self._accuracies(train, test).items()
+        }
+
+    def _draw_neighbours(self, run: RunDirectory, variables: Any) -> None:
+        """Test images, or the first training images, beside their neighbours."""
+        gallery, labels = self._train.first(GALLERY), self._train.labels
+        if self._test is not None:
+            queries, query_labels = self._test.first(QUERIES), self._test.labels
+        else:
+            cut = min(QUERIES, len(gallery) // 10 + 1)
+            queries, gallery = gallery[:cut], gallery[cut:]
+            query_labels = None if labels is None else labels[:cut]
+            labels = None if labels is None else labels[cut:]
+        pictures.neighbours(
+            gallery,
+            queries,
+            self._extract(variables, iter([gallery])),
+            self._extract(variables, iter([queries])),
+            run.path / "pictures" / "neighbours.png",
+            train_labels=labels,
+            test_labels=query_labels,
+        )
+
+
+ENCODERS = {
+    "": "pretrained",
+    "random_init_": "random initialisation",
+    "pixels_": "pixels",
+    "color_histogram_": "colour histogram",
+}
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """The table of encoders on the standard output."""
+    names = [key for key in summary if key.startswith("knn") and key.endswith("top1")]
+    if names:
+        print(f"{'':24s}{'linear top-1':>14s}{names[0].replace('_', ' '):>14s}   (%)")
+        for prefix, title in ENCODERS.items():
+            if f"{prefix}linear_top1" in summary:
+                linear, knn = (
+                    summary[f"{prefix}{n}"] for n in ("linear_top1", names[0])
+                )
+                print(f"{title:24s}{linear:14.1f}{knn:14.1f}")
+    print(
+        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s, "
+        f"{summary['views_per_second'] or 0:,.0f} views/s"
+    )

@@ -1,0 +1,64 @@
+"""Features of a whole set of images, from an encoder that takes one batch."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+
+from sfrik_jax.errors import ConfigError, NonFiniteError
+
+# uint8 [b, S, S, 3] -> float [b, d]; jitted, in eval mode, with normalisation inside.
+Encode = Callable[[np.ndarray], jax.Array]
+
+
+def extract(
+    encode: Encode, batches: Iterable[np.ndarray], *, batch_size: int = 256
+) -> np.ndarray:
+    """Features of images, in batches of one size, so that `encode` compiles once.
+
+    A short batch is filled up with zero images, whose features are dropped: in eval
+    mode an image's features do not depend on the others of its batch.
+
+    Args:
+      batches: images uint8 [n, S, S, 3] in pieces of any length, or one array.
+      batch_size: images that `encode` gets at once.
+    Returns: float32 [N, d] on the host.
+    Raises: ConfigError for an empty or wrongly shaped set, NonFiniteError when the
+      encoder gives NaN or infinity.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"feature batch_size={batch_size}; it must be at least 1")
+    pieces = [batches] if isinstance(batches, np.ndarray) else batches
+    parts, pending = [], None
+    for rows in _pieces(pieces, batch_size):
+        missing = batch_size - len(rows)
+        features = encode(np.pad(rows, ((0, missing), (0, 0), (0, 0), (0, 0))))
+        # One batch is on its way while the one before is copied to the host.
+        if pending is not None:
+            parts.append(_fetch(*pending))
+        pending = (features, len(rows))
+    if pending is None:
+        raise ConfigError("there are no images to extract features of")
+    features = np.concatenate([*parts, _fetch(*pending)])
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise NonFiniteError(
+            f"the encoder gives NaN or infinity for {bad.sum()} of {len(features)} "
+            f"images, the first is image {bad.argmax()}; its weights have diverged"
+        )
+    return features
+
+
+def _pieces(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Cuts each batch to at most `size` images."""
+    for images in batches:
+        if np.ndim(images) != 4 or len(images) == 0:
+            raise ConfigError(
+                f"images have shape {np.shape(images)}; give [N, S, S, 3], N > 0"
+            )
+        for start in range(0, len(images), size):
+            yield images[start : start + size]
+
+
+def _fetch(features: jax.Array, rows: int) -> np.ndarray:
+    return np.asarray(features, np.float32)[:rows]

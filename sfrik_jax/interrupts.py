@@ -1,0 +1,40 @@
+"""Signals ask the run to stop; it stops where its work is safe."""
+
+import os
+import signal
+from types import FrameType
+
+from sfrik_jax.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stop:
+    """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered.
+
+    The loop looks at `requested` after each step. A second signal ends the process at
+    once with code 75: the last checkpoint stays valid.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Stop":
+        self._before = {s: signal.signal(s, self._note) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self, where: str) -> None:
+        """Raises Preempted where a stop is requested and nothing is left to save."""
+        if self.requested:
+            raise Preempted(f"preempted {where}; run the same command again to go on")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os.write(2, b"stopped at once; the last checkpoint is valid\n")
+            os._exit(Preempted.code)
+        self.requested = True
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")

@@ -1,0 +1,83 @@
+"""The device mesh, and how host arrays get onto it.
+
+Axis `data` splits the batch, axis `model` splits wide layers. One process sees its
+own devices; the arrays of a step are global.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sfrik_jax.errors import ConfigError
+
+DATA = "data"
+MODEL = "model"
+
+
+def make_mesh(
+    data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of shape [data, model] with automatic partitioning.
+
+    Args:
+      data: devices along the batch; -1 takes all that `model` leaves.
+      model: devices along wide layers.
+      devices: the devices to use; all of the backend's by default.
+
+    Raises:
+      ConfigError: the two sizes do not fit the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if model < 1 or len(devices) % model:
+        raise ConfigError(f"mesh.model={model} does not divide {len(devices)} devices")
+    if data == -1:
+        data = len(devices) // model
+    if data < 1 or data * model > len(devices):
+        raise ConfigError(
+            f"mesh.data={data} x mesh.model={model} needs {data * model} devices; "
+            f"there are {len(devices)}. Use -1 for all of them"
+        )
+    grid = np.asarray(devices[: data * model]).reshape(data, model)
+    # jax.make_mesh would make the axes Explicit, and a Gram matrix of batch-sharded
+    # rows then has no defined sharding.
+    return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over `data`, everything else whole on each device."""
+    return NamedSharding(mesh, P(DATA))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, P())
+
+
+def shard_batch(tree: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows of each array onto the mesh as global arrays.
+
+    Args:
+      tree: arrays [rows of this process, …]; all processes have equally many.
+
+    Returns:
+      The same tree of jax.Arrays [rows of all processes, …], sharded over `data`.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts each array whole on every device of the mesh."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def process_rows(batch_size: int) -> slice:
+    """The rows of a global batch that this process supplies."""
+    rows = batch_size // jax.process_count()
+    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)

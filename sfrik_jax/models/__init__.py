@@ -1,0 +1,61 @@
+"""Backbones, the projector, and the model that is pretrained."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sfrik_jax.models import resnet
+from sfrik_jax.models.projector import Projector
+
+BACKBONES: dict[str, Callable[..., resnet.ResNet]] = {
+    "resnet18": resnet.ResNet18,
+    "resnet34": resnet.ResNet34,
+    "resnet50": resnet.ResNet50,
+    "resnet101": resnet.ResNet101,
+    "resnet50x2": resnet.ResNet50x2,
+}
+
+
+class SSLModel(nn.Module):
+    """A backbone and its projector: images to features h and embeddings z."""
+
+    backbone: nn.Module
+    projector: nn.Module
+
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """One group of views of equal size.
+
+        Args:
+          images: [B, V, H, W, 3], normalised.
+          train: use and update batch statistics, those of each view apart.
+
+        Returns:
+          h [B, V, features] and z [B, V, q].
+        """
+        batch, views = images.shape[:2]
+        # Batch-major, so that merging the axes of a sharded batch moves no data.
+        flat = images.reshape(batch * views, *images.shape[2:])
+        h = self.backbone(flat, train=train, views=views)
+        z = self.projector(h, train=train, views=views)
+        return h.reshape(batch, views, -1), z.reshape(batch, views, -1)
+
+
+def build(
+    *,
+    backbone: str,
+    width: int,
+    stem: str,
+    hidden_dims: Sequence[int],
+    embed_dim: int,
+    dtype: str,
+) -> SSLModel:
+    """The model of a configuration's `model` section."""
+    kind = jnp.dtype(dtype)
+    return SSLModel(
+        BACKBONES[backbone](width=width, stem=stem, dtype=kind),
+        Projector(tuple(hidden_dims), embed_dim, dtype=kind),
+    )

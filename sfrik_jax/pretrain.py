@@ -1,0 +1,342 @@
+"""Pretraining: the file to read first.
+
+A run is built from its configuration, goes on from its newest checkpoint, takes steps,
+and is evaluated. Batches are functions of (seed, step) and a step is a pure function
+of (state, batch), so a run that was stopped and resumed is the run that never stopped.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sfrik_jax import (
+    augment,
+    metrics,
+    models,
+    optim,
+    train_state,
+    weights,
+)
+from sfrik_jax import (
+    config as configs,
+)
+from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.checkpoint import Checkpoints
+from sfrik_jax.data.decode import decode_rgb
+from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.data.sources import Source, open_source
+from sfrik_jax.data.views import RECIPES, View
+from sfrik_jax.errors import ConfigError, NonFiniteError, Preempted
+from sfrik_jax.evaluation import Evaluation
+from sfrik_jax.evaluators import pictures
+from sfrik_jax.interrupts import Stop
+from sfrik_jax.rundir import RunDirectory
+from sfrik_jax.step import Step, make_train_step
+from sfrik_jax.train_state import TrainState
+
+# Steps whose scalars may be on their way: the host never waits for the newest step.
+IN_FLIGHT = 2
+PREVIEW_ROWS = 8
+
+
+class Job(NamedTuple):
+    """What a run needs, built from its configuration."""
+
+    config: ConfigDict
+    mesh: Mesh
+    source: Source
+    views: tuple[View, ...]
+    loader: TrainLoader
+    plan: configs.Schedule
+    model: models.SSLModel
+    random_state: Callable[[], TrainState]
+    step: Step
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> int:
+    """Trains to the end of `config`, in or on from `workdir`. Returns exit code 0.
+
+    Raises:
+      Preempted: a signal asked to stop, and the state is saved.
+      NonFiniteError: the loss or the gradient is not finite.
+      SfrikError: see `errors.py`, for what else a user can mend.
+    """
+    with Stop() as stop, RunDirectory(workdir, config) as run:
+        job = build(config)
+        evaluation = Evaluation(config, job.mesh, job.model.backbone, job.views[0])
+        with _checkpoints(job, run.path) as checkpoints:
+            state = checkpoints.restore(_abstract(job)) or _first_state(job)
+            done = int(state.step)
+            stop.check(f"before step {done + 1}")
+            if done == job.plan.total_steps and (run.path / "summary.json").exists():
+                print(f"{run.path} is done: step {done} of {done}")
+                return 0
+            preview_job(job, run.path / "pictures" / "views.png", step=0)
+            state, seconds = train(job, state, run, checkpoints, evaluation, stop)
+        stop.check(f"after step {job.plan.total_steps}, saved")
+        evaluation.finish(run, state, job.random_state, seconds)
+    return 0
+
+
+def build(config: ConfigDict) -> Job:
+    """Opens the data and makes mesh, model, optimiser and step. Nothing compiles."""
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.model)
+    data = config.data
+    source = open_source(
+        source=data.source, name=data.name, path=data.path, split=data.train_split
+    )
+    configs.validate(
+        config, num_examples=len(source), num_devices=mesh.shape[mesh_lib.DATA]
+    )
+    views = RECIPES[data.recipe](data.image_size)
+    loader = TrainLoader(
+        source,
+        views,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        residence=data.residence,
+        workers=data.workers,
+        resample=data.resample,
+        mesh=mesh,
+    )
+    plan = configs.derive(config, len(source))
+    model = models.build(**config.model)
+    settings = dict(config.optim)
+    schedule = optim.warmup_cosine(
+        base_lr=settings.pop("base_lr"),
+        batch_size=data.batch_size,
+        epochs=settings.pop("epochs"),
+        steps_per_epoch=plan.steps_per_epoch,
+        warmup_epochs=settings.pop("warmup_epochs"),
+    )
+    optimizer = optim.build(schedule, **settings)
+    loss_settings = dict(config.loss)
+    step = make_train_step(
+        model,
+        optimizer,
+        mesh,
+        views=views,
+        schedule=schedule,
+        method=loss_settings.pop("method"),
+        loss_settings=loss_settings,
+        seed=config.seed,
+        log_every=config.log.every_steps,
+    )
+
+    random_state = jax.jit(
+        lambda: train_state.create(config.seed, model, optimizer, data.image_size),
+        out_shardings=mesh_lib.replicated(mesh),
+    )
+    return Job(config, mesh, source, views, loader, plan, model, random_state, step)
+
+
+def train(
+    job: Job,
+    state: TrainState,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    evaluation: Evaluation,
+    stop: Stop,
+) -> tuple[TrainState, float]:
+    """Steps to the end. Returns the state and the seconds, those before a stop too."""
+    config, plan, total = job.config, job.plan, job.plan.total_steps
+    first = int(state.step)
+    batches = job.loader.iterate(first)
+    with (
+        metrics.Writer(run.path, last_step=first) as writer,
+        metrics.Display(total, first) as display,
+    ):
+        log = Log(job, run, writer, display, first)
+        for step in range(first + 1, total + 1):
+            _profile(config, run.path, step)
+            waited = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - waited
+            state, scalars = job.step(state, batch)
+            log.add(step, scalars, waited)
+            last = step == total or stop.requested
+            if _due(step, config.eval.every_epochs * plan.steps_per_epoch):
+                log.drain()
+                log.evaluated(step, evaluation.run(state))
+            if last or _checkpoint_due(job, step):
+                log.drain()
+                checkpoints.save(step, state, wait=last)
+            if stop.requested and step < total:
+                raise Preempted(
+                    f"preempted at step {step}, saved; run the same command again to "
+                    "go on"
+                )
+        return state, log.seconds()
+
+
+class Log:
+    """Scalars on their way from the device, to the metrics files and the display."""
+
+    def __init__(
+        self,
+        job: Job,
+        run: RunDirectory,
+        writer: metrics.Writer,
+        display: metrics.Display,
+        first: int,
+    ) -> None:
+        self._job, self._run = job, run
+        self._writer, self._display = writer, display
+        self._pending: deque[tuple[int, Mapping[str, jax.Array], float]] = deque()
+        rows = [r for r in metrics.read_rows(run.path) if "time/seconds" in r]
+        self._before = rows[-1]["time/seconds"] if rows else 0.0
+        self._start = self._last_time = time.monotonic()
+        self._last_step = first
+        self._rate = math.nan
+
+    def seconds(self) -> float:
+        """Seconds of the loop, those of earlier sessions included."""
+        return self._before + time.monotonic() - self._start
+
+    def add(self, step: int, scalars: Mapping[str, jax.Array], waited: float) -> None:
+        """Takes a step's scalars, and handles those of the step IN_FLIGHT before."""
+        self._pending.append((step, scalars, waited))
+        while len(self._pending) > IN_FLIGHT:
+            self._handle(*self._pending.popleft())
+
+    def drain(self) -> None:
+        """Waits for all scalars and writes them out."""
+        while self._pending:
+            self._handle(*self._pending.popleft())
+        self._writer.flush()
+
+    def evaluated(self, step: int, results: Mapping[str, float]) -> None:
+        """Writes a row of evaluation results, and leaves their time out of the rate."""
+        if results:
+            named = {f"online/{name}": value for name, value in results.items()}
+            self._writer.write(step, step / self._job.plan.steps_per_epoch, named)
+            shown = [f"{k} {v:.1f}" for k, v in results.items() if k.endswith("top1")]
+            self._display.say(f"step {step}  " + "  ".join(shown))
+        self._last_step, self._last_time = step, time.monotonic()
+
+    def _handle(self, step: int, scalars: Mapping[str, jax.Array], waited: float):
+        every = self._job.config.log.every_steps
+        due = step == 1 or step % every == 0
+        watched = {k: scalars[k] for k in ("train/loss", "train/gradient_norm")}
+        values = jax.device_get(scalars if due else watched)
+        self._refuse_non_finite(step, values)
+        if not due:
+            return
+        now, per_step = time.monotonic(), self._job.config.data.batch_size
+        views = (step - self._last_step) * per_step * len(self._job.views)
+        # The first step of a session compiles: it is left out of the rate.
+        if step > self._last_step and self._last_time != self._start:
+            self._rate = views / (now - self._last_time)
+        self._last_step, self._last_time = step, now
+        row = {name: float(value) for name, value in values.items()}
+        row["time/data_wait_seconds"] = waited
+        row["time/views_per_second"] = self._rate
+        row["time/seconds"] = self.seconds()
+        self._writer.write(step, step / self._job.plan.steps_per_epoch, row)
+        shown = ("loss", "alignment", "mmd_offdiagonal")
+        terms = {n: row[f"train/{n}"] for n in shown if f"train/{n}" in row}
+        self._display.step(step, self._rate, terms)
+
+    def _refuse_non_finite(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        bad = [
+            k
+            for k in ("train/loss", "train/gradient_norm")
+            if not np.isfinite(values[k])
+        ]
+        if not bad:
+            return
+        name = f"nonfinite_{step}.json"
+        indices = self._job.loader.indices(step - 1).tolist()
+        seed = self._job.config.seed
+        self._run.write_json(name, {"step": step, "seed": seed, "index": indices})
+        raise NonFiniteError(
+            f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it are "
+            f"kept, the batch is listed in {self._run.path / name}. Lower "
+            f"optim.base_lr={self._job.config.optim.base_lr}, or look at the images"
+        )
+
+
+def preview(config: ConfigDict, path: Path, step: int) -> None:
+    """Draws the source images and the views of a step (0-based) as a PNG."""
+    preview_job(build(config), path, step)
+
+
+def preview_job(job: Job, path: Path, step: int) -> None:
+    """See `preview`."""
+    batch = job.loader.batch(step)
+    groups = augment.make_views(batch, job.views, job.config.seed)
+    views = [np.asarray(g[:PREVIEW_ROWS, v]) for g in groups for v in range(g.shape[1])]
+    sources = [
+        decode_rgb(job.source.read(int(i))) for i in batch["index"][:PREVIEW_ROWS]
+    ]
+    first = job.views[0]
+    pictures.views(sources, views, path, mean=first.mean, std=first.std)
+
+
+def _checkpoints(job: Job, workdir: Path) -> Checkpoints:
+    period = job.config.checkpoint.milestone_epochs * job.plan.steps_per_epoch
+    return Checkpoints(
+        workdir / "checkpoints",
+        keep=job.config.checkpoint.keep,
+        keep_period=period or None,
+    )
+
+
+def _abstract(job: Job) -> Any:
+    """Shapes, dtypes and shardings of the state, to restore into."""
+    whole = mesh_lib.replicated(job.mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(job.random_state),
+    )
+
+
+def _first_state(job: Job) -> TrainState:
+    """Random weights, and the backbone of the weights file where one is given."""
+    state, path = job.random_state(), job.config.init_from
+    if not path:
+        return state
+    _, loaded, _ = weights.load(path)
+    for kind in ("params", "batch_stats"):
+        section = getattr(state, kind)
+        shapes = [
+            jax.tree.map(lambda x: x.shape, tree)
+            for tree in (loaded[kind], section["backbone"])
+        ]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"init_from={path!r} holds another network than the `model` settings"
+            )
+        backbone = jax.tree.map(
+            lambda new, old: new.astype(old.dtype), loaded[kind], section["backbone"]
+        )
+        backbone = mesh_lib.replicate(backbone, job.mesh)
+        state = state._replace(**{kind: {**section, "backbone": backbone}})
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _checkpoint_due(job: Job, step: int) -> bool:
+    settings = job.config.checkpoint
+    milestone = settings.milestone_epochs * job.plan.steps_per_epoch
+    return _due(step, settings.every_steps) or _due(step, milestone)
+
+
+def _profile(config: ConfigDict, workdir: Path, step: int) -> None:
+    """Starts the trace before its first step and ends it before the step after."""
+    first, last = config.profile.first_step, config.profile.last_step
+    if first and step == first:
+        jax.profiler.start_trace(workdir / "profile")
+    if first and step == last + 1:
+        jax.profiler.stop_trace()

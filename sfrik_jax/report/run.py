@@ -1,0 +1,147 @@
+"""What a run directory says: settings, facts, metrics, results and pictures."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfrik_jax.errors import CorruptInputError, MissingInputError
+
+Curve = list[tuple[int, float]]  # (step, value), by rising step
+SCORE = re.compile(r"(?P<owner>.*?)_?(?P<score>linear|knn\d+)_top1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory in memory; `summary` is None until the run has finished."""
+
+    workdir: Path
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    summary: dict[str, Any] | None
+    curves: dict[str, Curve]
+    pictures: list[Path]
+    bad_lines: int = 0
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.workdir.resolve().name
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step with metrics, None before the first."""
+        return max((curve[-1][0] for curve in self.curves.values()), default=None)
+
+    def first(self, name: str) -> float | None:
+        return self.curves[name][0][1] if name in self.curves else None
+
+    def last(self, name: str) -> float | None:
+        return self.curves[name][-1][1] if name in self.curves else None
+
+    def course(self, name: str) -> str:
+        """A curve in words, for those who do not see it."""
+        (first, start), (last, end) = self.curves[name][0], self.curves[name][-1]
+        return f"{start:.4g} at step {first:,}, {end:.4g} at step {last:,}"
+
+    def setting(self, *path: str) -> Any:
+        """The configuration's value at `path`, None when it has none."""
+        node: Any = self.config
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+
+def load(workdir: Path) -> Run:
+    """Reads a run directory; files that a run writes late may be absent.
+
+    Raises: MissingInputError when it holds no run, CorruptInputError for broken JSON.
+    """
+    if not workdir.is_dir():
+        raise MissingInputError(
+            f"workdir {workdir} is not there; run `pretrain` into it"
+        )
+    config = _read_json(workdir / "config.json")
+    metrics = workdir / "metrics.jsonl"
+    if config is None and not metrics.is_file():
+        raise MissingInputError(
+            f"{workdir} holds neither config.json nor metrics.jsonl; "
+            "give the --workdir of a `pretrain` run"
+        )
+    curves, bad_lines = _read_metrics(metrics)
+    summary = _read_json(workdir / "summary.json")
+    return Run(
+        workdir=workdir,
+        config=config or {},
+        facts=_read_json(workdir / "run.json") or {},
+        summary=summary,
+        curves=curves,
+        pictures=sorted((workdir / "pictures").glob("*.png")),
+        bad_lines=bad_lines,
+        results=_results(summary, curves),
+    )
+
+
+def finite(value: Any) -> bool:
+    """Whether `value` is a number that can be shown (not a bool, NaN or infinity)."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptInputError(f"{path} is not JSON ({error}); restore it") from error
+    if not isinstance(content, dict):
+        raise CorruptInputError(f"{path} holds no JSON object; restore it")
+    return content
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Curve], int]:
+    """The curve of every number in metrics.jsonl, and how many lines were unreadable.
+
+    A line cut short by a kill is left out. A step that was run again counts once, with
+    its last value.
+    """
+    values: dict[str, dict[int, float]] = {}
+    bad_lines = 0
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            bad_lines += bool(line.strip())
+            continue
+        for name, value in row.items():
+            if name not in ("step", "epoch") and finite(value):
+                values.setdefault(name, {})[step] = float(value)
+    return {name: sorted(points.items()) for name, points in values.items()}, bad_lines
+
+
+def _results(
+    summary: dict[str, Any] | None, curves: dict[str, Curve]
+) -> dict[str, dict[str, float]]:
+    """Top-1 by owner ("" = this run) and score ("linear", "knn20").
+
+    An unfinished run is represented by its last online evaluation.
+    """
+    numbers = summary
+    if numbers is None:
+        online = {name: curve[-1][1] for name, curve in curves.items()}
+        numbers = {
+            name.removeprefix("online/"): value
+            for name, value in online.items()
+            if name.startswith("online/")
+        }
+    results: dict[str, dict[str, float]] = {}
+    for name, value in numbers.items():
+        match = SCORE.fullmatch(name)
+        if match and finite(value):
+            results.setdefault(match["owner"], {})[match["score"]] = float(value)
+    return results

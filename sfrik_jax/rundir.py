@@ -1,0 +1,142 @@
+"""The run directory: one writer, its configuration, and where its numbers come from."""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from sfrik_jax import config as configs
+from sfrik_jax.errors import MismatchError, OutputError
+
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "grain",
+    "numpy",
+)
+
+
+class RunDirectory:
+    """A run directory held by this process until it is closed.
+
+    Args:
+      path: created when missing.
+      config: stored as config.json; a directory that has one is resumed.
+
+    Raises:
+      OutputError: the directory cannot be written, or another run holds it.
+      MismatchError: the stored configuration gives another result than `config`.
+    """
+
+    def __init__(self, path: Path, config: ConfigDict) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise OutputError(f"--workdir {path}: {error.strerror}") from error
+        self._hold()
+        self._agree(config)
+        self._record_session()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.close()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def _hold(self) -> None:
+        """A lock that the system drops with the process, so that none gets stale."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise OutputError(
+                f"--workdir {self.path} is locked by {holder}; wait for it, or choose "
+                "another directory"
+            ) from error
+        self._lock.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._lock.write(f"{socket.gethostname()} pid {os.getpid()} since {since}\n")
+        self._lock.flush()
+
+    def _agree(self, config: ConfigDict) -> None:
+        path = self.path / "config.json"
+        if path.exists():
+            stored = configs.from_json(path.read_text(), where=str(path))
+            changes = configs.resume_conflicts(stored, config)
+            if changes:
+                listed = "; ".join(f"{k}: {a!r} -> {b!r}" for k, a, b in changes)
+                raise MismatchError(
+                    f"{self.path} was started with another configuration ({listed}); "
+                    "use those settings, or another --workdir"
+                )
+        write_whole(path, configs.to_json(config) + "\n")
+
+    def _record_session(self) -> None:
+        path = self.path / "run.json"
+        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+        self.write_json("run.json", {"sessions": [*sessions, about_this_process()]})
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a file at once, so that no reader sees half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def about_this_process() -> dict[str, Any]:
+    """Command, versions, source revision and devices."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": ["python -m sfrik_jax", *sys.argv[1:]],
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the source, "-dirty" appended where it is changed; None without."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return (
+            git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+            if tracked
+            else None
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None

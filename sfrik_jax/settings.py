@@ -1,0 +1,108 @@
+"""Every setting of a run with its default, and the names that settings may take.
+
+Plain values, nothing imported: a wrong setting is found before jax is loaded.
+`config.py` makes a ConfigDict of these tables and `config_checks.py` checks values.
+Numbers are those of the IN20% SFRIK run of the paper unless a comment says otherwise.
+"""
+
+from typing import Any
+
+# The settings of each loss. The section `loss` of a run holds `method` and exactly
+# the settings of that method. The number of weights is the truncation order L.
+LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sfrik": {
+        "weights": (1.0, 40.0, 40.0),  # b_1 … b_L of the kernel
+        "alignment_coeff": 4000.0,  # the squared difference is averaged over q too
+        "mmd_coeff": 1.0,
+        "regularize_all": True,  # MMD over all views, or over the anchors alone
+    },
+    "simclr": {"temperature": 0.15},
+    "auh": {"alignment_coeff": 3000.0, "uniformity_coeff": 1.0, "scale": 2.5},
+    "vicreg": {
+        "invariance_coeff": 10.0,
+        "variance_coeff": 10.0,
+        "covariance_coeff": 1.0,
+    },
+}
+
+DEFAULTS: dict[str, Any] = {
+    "seed": 0,
+    "init_from": "",  # safetensors of a backbone to start from; "" = random weights
+    "data": {
+        "source": "tfds",
+        "name": "fashion_mini",  # of the TFDS data set
+        "path": "",  # TFDS data_dir ("" = its default), or the folder of pictures
+        "train_split": "train",
+        "image_size": 224,  # side of the views and of the evaluated pictures
+        "eval_resize": 256,  # short side before the centre crop
+        "recipe": "vicreg",
+        "batch_size": 2048,  # global: over all devices
+        "residence": "auto",  # the whole set on the device, or batches from the host
+        "workers": 0,  # decoding threads; 0 = all cores
+        "resample": "exact",  # Pillow's result, or a faster one near it
+    },
+    "model": {
+        "backbone": "resnet18",
+        "width": 64,  # channels of the stem; 64 = the standard network
+        "stem": "imagenet",  # 7x7 and pooling, or 3x3 for pictures up to 64 px
+        "hidden_dims": (8192, 8192),
+        "embed_dim": 8192,  # q
+        "dtype": "bfloat16",
+    },
+    "loss": {"method": "sfrik", **LOSS_DEFAULTS["sfrik"]},
+    "optim": {
+        "name": "lars",
+        "base_lr": 1.2,  # the peak rate is base_lr * batch_size / 256
+        "weight_decay": 1e-6,
+        "momentum": 0.9,
+        "trust_coefficient": 1e-3,
+        "epochs": 100,
+        "warmup_epochs": 10.0,
+    },
+    "mesh": {"data": -1, "model": 1},  # devices per axis; -1 = all that are left
+    "checkpoint": {
+        "every_steps": 500,
+        "keep": 3,
+        "milestone_epochs": 0,  # every so many epochs one is kept for good; 0 = none
+    },
+    "eval": {
+        "train_split": "",  # what probes are fitted on; "" = data.train_split
+        "test_split": "test",
+        "every_epochs": 10,  # 0 = only at the end
+        "knn_k": 20,
+        "knn_temperature": 0.07,
+        "probe_epochs": 100,
+        "probe_batch_size": 256,
+        "probe_learning_rates": (0.05, 0.2, 0.8),
+        "probe_weight_decay": 1e-6,
+        "baselines": False,  # pixels, colour histogram and random initialisation
+    },
+    "log": {"every_steps": 50},
+    "profile": {"first_step": 0, "last_step": 0},  # 0 and 0 = no profile
+}
+
+# Tests hold these against the tables of the code: models.BACKBONES, losses.METHODS,
+# data.views.RECIPES.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.source": ("tfds", "folder"),
+    "data.recipe": ("vicreg", "simclr", "auh"),
+    "data.residence": ("auto", "device", "host"),
+    "data.resample": ("exact", "fast"),
+    "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet50x2"),
+    "model.stem": ("imagenet", "small"),
+    "model.dtype": ("bfloat16", "float32", "float64"),
+    "loss.method": tuple(LOSS_DEFAULTS),
+    "optim.name": ("lars", "adamw", "sgd"),
+}
+
+# Keys, or sections ending in a dot, that a resumed run may change: they touch neither
+# the weights nor the order of the data.
+RESUME_FREE = (
+    "log.",
+    "profile.",
+    "eval.",
+    "checkpoint.",
+    "mesh.",
+    "data.workers",
+    "data.eval_resize",
+)

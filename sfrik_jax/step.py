@@ -1,0 +1,115 @@
+"""One training step: a pure function of state and batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from sfrik_jax import augment, losses, metrics
+from sfrik_jax.data.views import View
+from sfrik_jax.mesh import batch_sharding, replicated
+from sfrik_jax.models import SSLModel
+from sfrik_jax.train_state import TrainState
+
+Scalars = dict[str, jax.Array]
+Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Scalars]]
+
+# Rows of the first view that the gauges look at: their cost does not grow with n.
+GAUGE_ROWS = 256
+
+
+def make_train_step(
+    model: SSLModel,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    views: tuple[View, ...],
+    schedule: Callable[[jax.Array], jax.Array],
+    method: str,
+    loss_settings: Mapping[str, Any],
+    seed: int,
+    log_every: int,
+) -> Step:
+    """The jitted step over `mesh`; it donates the state that it is given.
+
+    Args:
+      views: the recipe; the batch holds their crops (see `augment.make_views`).
+      method: a name of `losses.METHODS`; `loss_settings` are its arguments.
+      log_every: the gauges of z are computed at step 1 and every so many steps, and
+        are NaN in between.
+
+    Returns:
+      step(state, batch) -> (state, scalars). The scalars are named as in
+      metrics.jsonl; with automatic partitioning each is over the global batch.
+    """
+    loss = losses.METHODS[method]
+    dtype = model.backbone.dtype
+
+    def loss_of(params, batch_stats, groups):
+        z, batch_stats = forward(model, params, batch_stats, groups)
+        value, terms = loss(z, mesh=mesh, **loss_settings)
+        return value, (batch_stats, terms, z[0])
+
+    def train_step(state: TrainState, batch: Mapping[str, Any]):
+        groups = augment.make_views(batch, views, seed, dtype)
+        groups = jax.lax.with_sharding_constraint(groups, batch_sharding(mesh))
+        (value, (batch_stats, terms, z)), grads = jax.value_and_grad(
+            loss_of, has_aux=True
+        )(state.params, state.batch_stats, groups)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        step = state.step + 1
+        scalars = {f"train/{name}": term for name, term in terms.items()}
+        scalars["train/loss"] = value
+        scalars["train/learning_rate"] = schedule(state.step)
+        scalars["train/gradient_norm"] = optax.global_norm(grads)
+        due = (step % log_every == 0) | (step == 1)
+        for name, value in _gauges_when(due, z, mesh).items():
+            scalars[f"z/{name}"] = value
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(step, params, batch_stats, opt_state), scalars
+
+    whole = replicated(mesh)
+    # The output sharding is stated: left to the partitioner, the second call could
+    # see a state that is sharded otherwise, and compile again.
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
+
+
+def forward(
+    model: SSLModel, params: Any, batch_stats: Any, groups: Sequence[jax.Array]
+) -> tuple[list[jax.Array], Any]:
+    """Embeddings of every view in training mode, and the new batch statistics.
+
+    Args:
+      groups: views of equal size, [B, V_g, s, s, 3]; one pass of the network each,
+        from the first group to the last.
+
+    Returns:
+      z, a list of [B, q], one for each view; the running statistics.
+    """
+    z = []
+    for images in groups:
+        variables = {"params": params, "batch_stats": batch_stats}
+        (_, embeddings), changed = model.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+        batch_stats = changed["batch_stats"]
+        z += [embeddings[:, view] for view in range(images.shape[1])]
+    return z, batch_stats
+
+
+def _gauges_when(due: jax.Array, z: jax.Array, mesh: Mesh) -> Scalars:
+    """The gauges of the first rows of z where `due`; else NaN, at no cost."""
+
+    def measure():
+        rows = jax.lax.with_sharding_constraint(z[:GAUGE_ROWS], replicated(mesh))
+        return metrics.gauges(losses.normalize(rows))
+
+    shapes = jax.eval_shape(measure)
+    return jax.lax.cond(
+        due,
+        measure,
+        lambda: jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes),
+    )

@@ -1,0 +1,33 @@
+"""Eight fake devices, strict shapes, and a compilation cache for all tests."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+CACHE = Path(os.environ.get("SFRIK_TEST_CACHE", Path(__file__).parents[1] / ".cache"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+REFERENCE = Path(os.environ.get("SFRIK_REFERENCE", Path(__file__).parent / "reference"))
+
+
+@pytest.fixture
+def reference():
+    """Opens a file of reference arrays by name: reference("losses")."""
+
+    def load(name: str):
+        return np.load(REFERENCE / f"{name}.npz", allow_pickle=False)
+
+    return load
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the length of a test."""
+    with jax.enable_x64(True):
+        yield

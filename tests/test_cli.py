@@ -1,0 +1,215 @@
+"""The real command: exit code, one line on stderr, and nothing written on refusal."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sfrik_jax.__main__ import split_overrides
+from sfrik_jax.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+PRETRAIN = ("pretrain", "--config", QUICKSTART, "--workdir", "runs/x")
+
+
+@pytest.fixture
+def sfrik(tmp_path):
+    """Runs `python -m sfrik_jax` in an empty directory, on eight fake devices."""
+
+    def run(*words):
+        environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+        environment |= os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, "-m", "sfrik_jax", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def assert_refused(result, code, words, directory):
+    assert result.returncode == code, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert not (directory / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--config.data.batchsize=4", "did you mean data.batch_size?"),
+        ("--config.data.batch_size=many", "needs a whole number"),
+        ("--config.model.embed_dim=1", "model.embed_dim=1: it must be at least 2"),
+        ("--config.loss.weights=1,-40", "loss.weights=(1.0, -40.0)"),
+        ("--config.optim.base_lr=nan", "optim.base_lr=nan"),
+        ("--config.data.batch_size", "needs a value"),
+        ("--confg.seed=1", "unrecognized arguments: --confg.seed=1"),
+        ("--workdir=new\nline", "without control characters"),
+        ("--workdir=runs/" + "x" * 300, "longer than 255 bytes"),
+        ("--config=nothing.py", "no such file"),
+    ],
+)
+def test_a_wrong_setting_ends_with_2_and_one_line(sfrik, tmp_path, option, words):
+    assert_refused(sfrik(*PRETRAIN, option), 2, words, tmp_path)
+
+
+def test_a_wrong_setting_is_found_before_jax_is_loaded(sfrik, tmp_path):
+    # `python -m` puts the working directory first in the search path.
+    (tmp_path / "jax.py").write_text("raise SystemExit(99)")
+    result = sfrik(*PRETRAIN, "--config.checkpoint.keep=1")
+    assert_refused(result, 2, "checkpoint.keep=1: it must be at least 2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "required: COMMAND"),
+        (("pretrian",), "invalid choice: 'pretrian'"),
+        (("pretrain", "--workdir", "runs/x"), "required: --config"),
+        (("pretrain", "--config", QUICKSTART), "required: --workdir"),
+        (("report", "a", "--config.seed=1"), "this command takes no settings"),
+        (("data", "preview", "--config", QUICKSTART, "--out", "x.jpg"), "end in .png"),
+        (
+            ("data", "preview", "--config", QUICKSTART, "--out", "x.png", "--step=-1"),
+            "-1 is less than 0",
+        ),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(sfrik, tmp_path, words, message):
+    assert_refused(sfrik(*words), 2, message, tmp_path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (32, 32), (i, i, i)).save(folder / f"{i}.png")
+    return ("--config.data.source=folder", f"--config.data.path={folder}")
+
+
+def test_a_batch_above_the_data_set_ends_with_2(sfrik, tmp_path, pictures):
+    result = sfrik(*PRETRAIN, *pictures)
+    assert_refused(result, 2, "more than the 40 images", tmp_path)
+
+
+def test_a_batch_that_the_devices_cannot_share_ends_with_2(sfrik, tmp_path, pictures):
+    result = sfrik(*PRETRAIN, *pictures, "--config.data.batch_size=30")
+    words = "leaves 6 images over on 8 devices; use 24 or 32, or set mesh.data to"
+    assert_refused(result, 2, words, tmp_path)
+
+
+def test_an_accelerator_that_is_not_there_ends_with_2(sfrik, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
+    assert_refused(sfrik(*PRETRAIN), 2, "JAX_PLATFORMS='abacus'", tmp_path)
+
+
+def test_a_file_in_the_way_of_the_run_directory_ends_with_73(sfrik, tmp_path):
+    (tmp_path / "taken").write_text("kept")
+    for workdir in ("taken", "taken/x/y"):
+        result = sfrik("pretrain", "--config", QUICKSTART, "--workdir", workdir)
+        assert_refused(result, 73, "is a file; name", tmp_path)
+    assert (tmp_path / "taken").read_text() == "kept"
+
+
+def test_a_link_to_nowhere_as_run_directory_ends_with_73(sfrik, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    result = sfrik("pretrain", "--config", QUICKSTART, "--workdir", "link/x")
+    assert_refused(result, 73, "is a link to nowhere", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("report", "nothing"), ("data", "prepare", "fashion_mnist", "--from", "nothing")],
+)
+def test_a_missing_directory_ends_with_66(sfrik, tmp_path, words):
+    assert_refused(sfrik(*words), 66, "no such", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pretrain",),
+        ("config", "show"),
+        ("config", "diff"),
+        ("data", "prepare"),
+        ("data", "preview"),
+        ("report",),
+    ],
+)
+def test_each_help_ends_with_an_example(sfrik, command):
+    result = sfrik(*command, "--help")
+    assert result.returncode == 0
+    assert f"example:\n  python -m sfrik_jax {' '.join(command)} " in result.stdout
+
+
+def test_show_prints_each_setting_and_its_json_is_a_config(sfrik, tmp_path):
+    options = (
+        "--config",
+        QUICKSTART,
+        "--config.seed",
+        "-0",
+        "--config.log.every_steps=3",
+    )
+    shown = sfrik("config", "show", *options)
+    assert shown.returncode == 0, shown.stderr
+    rows = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert rows["log.every_steps"] == "3"
+    assert rows["data.name"] == "'fashion_mini'"
+    stored = sfrik("config", "show", *options, "--json").stdout
+    (tmp_path / "config.json").write_text(stored)
+    changes = sfrik("config", "diff", QUICKSTART, "config.json")
+    assert changes.stdout == "log.every_steps  10  3\n"
+
+
+def test_show_says_how_many_steps_the_data_gives(sfrik, pictures):
+    options = (*pictures, "--config.data.batch_size=16", "--config.optim.epochs=4")
+    result = sfrik("config", "show", "--config", QUICKSTART, *options)
+    assert result.stdout.endswith(
+        "# 40 images: 2 steps per epoch, 8 in all, 4 of warm-up, peak rate 0.075\n"
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "sfrik_jax",
+        "config",
+        "show",
+        "--config",
+        QUICKSTART,
+    ]
+    with subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_overrides_are_written_with_or_without_an_equals_sign():
+    rest, overrides = split_overrides(
+        ["show", "--config.a.b=1=2", "--config", "x.py", "--config.seed", "-1"]
+    )
+    assert rest == ["show", "--config", "x.py"]
+    assert overrides == ["a.b=1=2", "seed=-1"]
+    with pytest.raises(ConfigError, match="needs a value"):
+        split_overrides(["--config.seed", "--workdir", "x"])

@@ -1,0 +1,300 @@
+"""Folders, arrays and prepared sets as sources of pictures."""
+
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfrik_jax.data import builders, decode, prepared, sources
+from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
+
+
+def picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    Image.new("RGB", (8, 6), (value, 0, 0)).save(path, kind)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """fashion_mini, prepared."""
+    folder = tmp_path_factory.mktemp("tfds")
+    builders.prepare("fashion_mini", folder)
+    return str(folder)
+
+
+def folder_source(path, split="train"):
+    source = sources.open_source(source="folder", name="", path=str(path), split=split)
+    assert isinstance(source, sources.FolderSource)
+    return source
+
+
+def labels_of(source):
+    assert source.labels is not None
+    return source.labels
+
+
+def find(name, folder):
+    found = prepared.find(name, folder)
+    assert found is not None
+    return found
+
+
+def folder_count(path, split="train"):
+    return sources.num_examples(source="folder", name="", path=str(path), split=split)
+
+
+def test_a_flat_folder_is_unlabelled_and_sorted(tmp_path):
+    for name in ("b.png", "a.jpg", "c.PPM", "d.tif", "e.webp", "f.bmp", "g.gif"):
+        picture(tmp_path / name)
+    source = folder_source(tmp_path)
+    assert source.labels is None
+    assert source.num_classes is None
+    names = ["a.jpg", "b.png", "c.PPM", "d.tif", "e.webp", "f.bmp", "g.gif"]
+    assert [source.name(i) for i in range(len(source))] == [
+        str(tmp_path / name) for name in names
+    ]
+    for i in range(len(source)):
+        assert decode.decode_rgb(source.read(i)).shape == (6, 8, 3)
+
+
+def test_hidden_files_and_other_files_are_passed_over(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / ".hidden" / "b.png")
+    picture(tmp_path / ".c.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert folder_source(tmp_path).files == ["a.png"]
+
+
+def test_sub_folders_are_classes(tmp_path):
+    for name in ("dog/2.png", "cat/1.png", "cat/deep/0.png", "dog/0.png"):
+        picture(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    source = folder_source(tmp_path)
+    assert source.class_names == ["cat", "dog"]
+    assert source.files == ["cat/1.png", "cat/deep/0.png", "dog/0.png", "dog/2.png"]
+    assert labels_of(source).tolist() == [0, 0, 1, 1]
+    assert labels_of(source).dtype == np.int32
+    assert source.example(2)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "names", [["x/1.png", "x/y/2.png"], ["a/1.png", "b/1.png", "1.png"]]
+)
+def test_one_sub_folder_or_loose_pictures_are_no_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name)
+    assert folder_source(tmp_path).labels is None
+    assert len(folder_source(tmp_path)) == len(names)
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_splits_are_sub_folders(tmp_path, held_out):
+    for name in ("train/cat/1.png", "train/dog/1.png", "train/fox/1.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / held_out / "cat" / "2.png")
+    picture(tmp_path / held_out / "fox" / "2.png")
+    assert len(folder_source(tmp_path)) == 3
+    test = folder_source(tmp_path, "test")
+    # Numbered as in the train split, although there is no dog here.
+    assert labels_of(test).tolist() == [0, 2]
+    assert test.class_names == ["cat", "dog", "fox"]
+
+
+def test_a_class_unknown_to_the_train_split_is_an_error(tmp_path):
+    for name in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / "test" / "owl" / "1.png")
+    with pytest.raises(CorruptInputError, match=r"class 'owl', which the train split"):
+        folder_source(tmp_path, "test")
+
+
+def test_a_folder_without_splits_has_no_test_split(tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(
+        MissingInputError, match=r"no split 'test'; put its pictures in"
+    ):
+        folder_source(tmp_path, "test")
+    assert folder_count(tmp_path, "test") is None
+    assert folder_count(tmp_path) == 1
+
+
+def test_pictures_for_testing_never_serve_for_training(tmp_path):
+    picture(tmp_path / "test" / "a.png")
+    picture(tmp_path / "b.png")
+    with pytest.raises(MissingInputError, match="no split 'train'"):
+        folder_source(tmp_path)
+
+
+def test_folders_can_be_sliced(tmp_path):
+    for number in range(10):
+        picture(tmp_path / f"{number}.png")
+    assert folder_source(tmp_path, "train[2:5]").files == ["2.png", "3.png", "4.png"]
+    assert folder_count(tmp_path, "train[:30%]") == 3
+
+
+def test_an_empty_or_missing_folder_says_what_to_do(tmp_path):
+    with pytest.raises(
+        MissingInputError, match=r"no pictures in .*put files ending in"
+    ):
+        folder_source(tmp_path)
+    with pytest.raises(MissingInputError, match=r"no folder .*; set data\.path"):
+        folder_source(tmp_path / "absent")
+    assert folder_count(tmp_path / "absent") is None
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    picture(tmp_path / "real" / "a.png")
+    (tmp_path / "set").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "set" / "linked")
+    os.symlink(tmp_path / "set", tmp_path / "set" / "circle")
+    assert folder_source(tmp_path / "set").files == ["linked/a.png"]
+
+
+def test_a_vanished_picture_is_named(tmp_path):
+    picture(tmp_path / "a.png")
+    source = folder_source(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(CorruptInputError, match=r"a\.png cannot be read"):
+        source.read(0)
+
+
+def test_the_fingerprint_tells_contents_apart(tmp_path):
+    for name in ("one/a.png", "one/b.png", "two/a.png", "two/b.png"):
+        picture(tmp_path / name)
+    one, two = (folder_source(tmp_path / name).fingerprint for name in ("one", "two"))
+    assert one == two
+    assert folder_source(tmp_path / "one", "train[:1]").fingerprint != one
+    with (tmp_path / "two" / "b.png").open("ab") as file:
+        file.write(b"more")
+    assert folder_source(tmp_path / "two").fingerprint != one
+
+
+def test_arrays_are_checked_and_fingerprinted():
+    images = np.arange(4 * 5 * 6 * 3, dtype=np.uint8).reshape(4, 5, 6, 3)
+    source = sources.ArraySource(images, np.array([0, 2, 1, 2]))
+    assert (len(source), source.image_shape, source.num_classes) == (4, (5, 6, 3), 3)
+    np.testing.assert_array_equal(source.read(2), images[2])
+    changed = images.copy()
+    changed[3, 4, 5, 2] ^= 1
+    assert sources.ArraySource(changed).fingerprint != source.fingerprint
+    for bad in (images.astype(float), images[..., :2], images[0]):
+        with pytest.raises(ConfigError, match="takes uint8"):
+            sources.ArraySource(bad)
+    for labels in ([0, 1], [0, 1, 2, -1]):
+        with pytest.raises(ConfigError, match="one label from 0 upwards"):
+            sources.ArraySource(images, np.array(labels))
+
+
+def test_a_prepared_set_is_read_at_random(data_dir):
+    source = sources.TfdsSource("fashion_mini", data_dir, "train")
+    assert (len(source), source.image_shape) == (5_000, (28, 28, 1))
+    assert source.class_names == list(builders.FASHION_CLASSES)
+    assert np.bincount(labels_of(source)).tolist() == [500] * 10
+    image = Image.open(io.BytesIO(source.read(4_321)))
+    assert (image.size, image.mode, image.format) == ((28, 28), "L", "PNG")
+    assert source.example(7)[1] == labels_of(source)[7]
+
+
+def test_prepared_sets_are_sliced_as_counted(data_dir):
+    whole = sources.TfdsSource("fashion_mini", data_dir, "train")
+    for split, start, stop in (
+        ("train[:500]", 0, 500),
+        ("train[4990:]", 4_990, 5_000),
+        ("train[10%:20%]", 500, 1_000),
+        ("train[-10:]", 4_990, 5_000),
+    ):
+        part = sources.TfdsSource("fashion_mini", data_dir, split)
+        count = sources.num_examples(
+            source="tfds", name="fashion_mini", path=data_dir, split=split
+        )
+        assert len(part) == count == stop - start
+        assert part.read(0) == whole.read(start)
+        assert part.fingerprint != whole.fingerprint
+        np.testing.assert_array_equal(labels_of(part), labels_of(whole)[start:stop])
+
+
+def test_reads_from_many_threads_agree(data_dir):
+    source = sources.TfdsSource("fashion_mini", data_dir, "test")
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(source.read, range(1_000)))
+    again = sources.TfdsSource("fashion_mini", data_dir, "test")
+    assert read == [again.read(i) for i in range(1_000)]
+
+
+def test_a_split_that_does_not_exist_is_refused(data_dir):
+    for split in ("validation", "train[a:b]", "train[:5"):
+        with pytest.raises(ConfigError, match=r"not one of \['test', 'train'\]"):
+            sources.TfdsSource("fashion_mini", data_dir, split)
+    with pytest.raises(CorruptInputError, match="is empty"):
+        sources.TfdsSource("fashion_mini", data_dir, "train[5:5]")
+
+
+def test_a_set_that_is_not_prepared_says_how(tmp_path):
+    where = str(tmp_path)
+    command = rf"data prepare fashion_mini --data-dir {where}"
+    with pytest.raises(MissingInputError, match=command):
+        sources.TfdsSource("fashion_mini", where, "train")
+    with pytest.raises(MissingInputError, match="tfds build cifar10 --file_format"):
+        sources.TfdsSource("cifar10", where, "train")
+    for name in ("fashion_mini", "cifar10"):
+        count = sources.num_examples(
+            source="tfds", name=name, path=where, split="train"
+        )
+        assert count is None
+
+
+def prepared_info(folder, *, file_format="array_record", shards=("3", "2")):
+    folder.mkdir(parents=True)
+    info = {
+        "name": "thing",
+        "fileFormat": file_format,
+        "splits": [{"name": "train", "shardLengths": list(shards)}],
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_the_newest_version_with_random_access_is_taken(tmp_path):
+    prepared_info(tmp_path / "thing" / "2.0.0")
+    prepared_info(tmp_path / "thing" / "10.0.0")
+    prepared_info(tmp_path / "thing" / "11.0.0", file_format="tfrecord")
+    (tmp_path / "thing" / "12.0.0.incompleteABC").mkdir()
+    assert find("thing", tmp_path).directory.name == "10.0.0"
+    assert find("thing:2.0.0", tmp_path).directory.name == "2.0.0"
+    assert find("thing", tmp_path).lengths == {"train": 5}
+
+
+def test_configs_are_sub_folders(tmp_path):
+    prepared_info(tmp_path / "thing" / "small" / "1.0.0")
+    assert prepared.find("thing/small", tmp_path) == prepared.find("thing", tmp_path)
+    prepared_info(tmp_path / "thing" / "large" / "1.0.0")
+    assert prepared.find("thing", tmp_path) is None
+
+
+def test_the_other_file_format_is_refused_with_a_remedy(tmp_path):
+    prepared_info(tmp_path / "thing" / "1.0.0", file_format="tfrecord")
+    with pytest.raises(MissingInputError, match="tfrecord, which has no random access"):
+        sources.TfdsSource("thing", str(tmp_path), "train")
+
+
+def test_missing_record_files_are_named(tmp_path):
+    prepared_info(tmp_path / "thing" / "1.0.0")
+    (tmp_path / "thing" / "1.0.0" / "thing-train.array_record-00000-of-00002").touch()
+    with pytest.raises(CorruptInputError, match=r"00000-of-00002 \(2 files in all\)"):
+        sources.TfdsSource("thing", str(tmp_path), "train")
+
+
+def test_a_damaged_description_is_told(tmp_path):
+    prepared_info(tmp_path / "thing" / "1.0.0")
+    (tmp_path / "thing" / "1.0.0" / "dataset_info.json").write_text('{"name": 3')
+    with pytest.raises(CorruptInputError, match=r"dataset_info\.json is damaged"):
+        sources.TfdsSource("thing", str(tmp_path), "train")
+
+
+def test_an_unknown_kind_of_source_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.source='web'; choose one of"):
+        sources.open_source(source="web", name="", path="", split="train")

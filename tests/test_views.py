@@ -1,0 +1,197 @@
+"""Facts about the hash, the sample order, the recipes and the crop boxes."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from sfrik_jax.data import views
+from sfrik_jax.data.views import View
+
+VIEW = View(32)
+
+
+def boxes(size, view=VIEW, *, count, seed=0, epoch=0, view_id=0):
+    index = np.arange(count)
+    heights, widths = (np.full(count, side) for side in size)
+    return views.crop_boxes(
+        heights, widths, view, seed=seed, epoch=epoch, index=index, view_id=view_id
+    )
+
+
+def test_the_hash_is_splitmix64():
+    # The first outputs for state 0, as published with the generator.
+    steps = np.arange(1, 4, dtype=np.uint64) * views._GOLDEN
+    want = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert views._mix(steps).tolist() == want
+
+
+def test_the_hash_never_changes():
+    # Runs that were stopped resume with the batches of before only if these stay.
+    assert views.hash_bits(0, 1, 2, 3).item() == 10473343156893806242
+    assert (
+        views.hash_bits(2**64 + 5, [1, 2]).tolist()
+        == views.hash_bits(5, [1, 2]).tolist()
+    )
+    np.testing.assert_array_equal(
+        views.hash_uniform(5, 1, [1, 3], draws=2),
+        [
+            [0.37188197927005884, 0.28140501514042005],
+            [0.7425503528400776, 0.6211818510190108],
+        ],
+    )
+    assert views.permutation(0, 1, 10).tolist() == [9, 4, 8, 3, 1, 7, 2, 5, 0, 6]
+    assert boxes((375, 500), count=2).tolist() == [
+        [14, 162, 314, 334],
+        [148, 250, 193, 165],
+    ]
+
+
+def test_hash_coordinates_broadcast_and_all_count():
+    grid = views.hash_bits(0, np.arange(3)[:, None], np.arange(4))
+    assert grid.shape == (3, 4)
+    assert len(np.unique(grid)) == 12
+    assert grid[2, 1] == views.hash_bits(0, 2, 1)
+    assert views.hash_bits(0, 1, 2) != views.hash_bits(0, 2, 1)
+    assert views.hash_bits(1, 2) != views.hash_bits(2, 1)
+
+
+def test_uniform_draws_are_uniform_and_uncorrelated():
+    draws = views.hash_uniform(0, np.arange(50_000), draws=3)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    np.testing.assert_allclose(draws.mean(0), 0.5, atol=0.006)
+    np.testing.assert_allclose(draws.var(0), 1 / 12, atol=0.002)
+    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(3), atol=0.02)
+    # Neighbouring samples share nothing either.
+    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 5_000])
+def test_an_epoch_visits_each_sample_once(count):
+    for epoch in range(3):
+        order = views.permutation(3, epoch, count)
+        np.testing.assert_array_equal(np.sort(order), np.arange(count))
+
+
+def test_epochs_and_seeds_have_different_orders():
+    orders = [views.permutation(s, e, 5_000) for s in (0, 1) for e in (0, 1)]
+    agreeing = [np.mean(a == b) for a in orders for b in orders if a is not b]
+    assert max(agreeing) < 0.005
+
+
+def torchvision_box(rng, size, scale, ratio):
+    """RandomResizedCrop.get_params, one image, as its documentation defines it."""
+    height, width = size
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def statistics(sample, size):
+    """Columns whose means and spreads describe the distribution of boxes."""
+    height, width = size
+    top, left, h, w = sample.T.astype(float)
+    return np.stack(
+        [
+            h * w / (height * width),
+            np.log(w / h),
+            (top + h / 2) / height,
+            (left + w / 2) / width,
+            h == height,
+            w == width,
+            top == 0,
+        ]
+    )
+
+
+@pytest.mark.parametrize("size", [(375, 500), (28, 28), (96, 40), (200, 20)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.05, 0.14)])
+def test_boxes_are_distributed_as_those_of_torchvision(size, scale):
+    count = 20_000
+    rng = random.Random(7)
+    want = np.array(
+        [torchvision_box(rng, size, scale, VIEW.ratio) for _ in range(count)]
+    )
+    got = boxes(size, View(32, scale=scale), count=count)
+    want, got = statistics(want, size), statistics(got, size)
+    # Five standard errors of the difference of two means, and likewise of spreads.
+    margin = 5 * want.std(1) * math.sqrt(2 / count) + 1e-12
+    assert (abs(want.mean(1) - got.mean(1)) <= margin).all()
+    np.testing.assert_allclose(got.std(1), want.std(1), rtol=0.06, atol=0.02)
+    np.testing.assert_allclose(got.min(1), want.min(1), atol=0.03)
+    np.testing.assert_allclose(got.max(1), want.max(1), atol=0.03)
+
+
+@pytest.mark.parametrize("size", [(3, 1000), (1000, 3), (50, 100), (100, 50), (7, 7)])
+def test_the_fallback_is_the_centre_within_the_ratios(size):
+    # No box of three times the area fits, so that all tries fail.
+    got = boxes(size, View(32, scale=(3.0, 3.0)), count=5)
+    want = torchvision_box(random.Random(0), size, (3.0, 3.0), VIEW.ratio)
+    np.testing.assert_array_equal(got, [want] * 5)
+
+
+def test_boxes_lie_inside_images_of_any_size():
+    rng = np.random.default_rng(0)
+    height, width = rng.integers(1, 60, (2, 5_000))
+    got = views.crop_boxes(
+        height, width, VIEW, seed=0, epoch=0, index=np.arange(5_000), view_id=0
+    )
+    top, left, h, w = got.T
+    assert (h >= 1).all()
+    assert (w >= 1).all()
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+
+
+def test_a_box_does_not_depend_on_its_neighbours():
+    whole = boxes((90, 120), count=64)
+    alone = views.crop_boxes([90], [120], VIEW, seed=0, epoch=0, index=[17], view_id=0)
+    np.testing.assert_array_equal(alone[0], whole[17])
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"view_id": 1}])
+def test_seed_epoch_and_view_each_change_the_boxes(change):
+    same = boxes((90, 120), count=500) == boxes((90, 120), count=500, **change)
+    assert same.all(axis=1).mean() < 0.01
+
+
+def test_recipes_are_those_of_the_protocol():
+    first, second = views.RECIPES["vicreg"](224)
+    assert (first.blur_prob, second.blur_prob) == (1.0, 0.1)
+    assert (first.solarize_prob, second.solarize_prob) == (0.0, 0.2)
+    assert (first.brightness, first.contrast, first.saturation, first.hue) == (
+        0.4,
+        0.4,
+        0.2,
+        0.1,
+    )
+    simclr = views.RECIPES["simclr"](32)
+    assert simclr[0] == simclr[1]
+    assert (simclr[0].brightness, simclr[0].hue, simclr[0].blur_prob) == (0.8, 0.2, 0.5)
+    auh = views.RECIPES["auh"](64)[0]
+    assert (auh.jitter_prob, auh.blur_prob, auh.mean) == (1.0, 0.0, views.STL10_MEAN)
+    for recipe in views.RECIPES.values():
+        for view in recipe(96):
+            assert view.size == 96
+            assert (view.scale, view.method) == ((0.08, 1.0), "bicubic")
+            assert (view.flip_prob, view.gray_prob) == (0.5, 0.2)
+
+
+def test_size_groups_are_runs_of_equal_size():
+    sizes = [224, 224, 96, 96, 96, 224]
+    groups = views.size_groups(tuple(View(size) for size in sizes))
+    assert groups == ((0, 1), (2, 3, 4), (5,))
