@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
     config.data.name = "fashion_mini"
     config.data.path = "data"
     config.data.image_size = 28
-    config.data.eval_resize = 28
     config.data.batch_size = 256
 
     config.model.backbone = "resnet18"
@@ -34,6 +33,8 @@ def get_config() -> ConfigDict:
     config.optim.warmup_epochs = 2
 
     config.checkpoint.every_steps = 100
+    config.eval.image_size = 28
+    config.eval.resize = 28
     config.eval.every_epochs = 5
     config.eval.baselines = True
     config.log.every_steps = 10

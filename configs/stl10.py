@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
     config.data.name = "stl10"
     config.data.train_split = "unlabelled"
     config.data.image_size = 64
-    config.data.eval_resize = 64
     config.data.recipe = "auh"
     config.data.batch_size = 2048
 
@@ -39,4 +38,6 @@ def get_config() -> ConfigDict:
 
     # The pictures to train on have no labels.
     config.eval.train_split = "train"
+    config.eval.image_size = 96
+    config.eval.resize = 96
     return config

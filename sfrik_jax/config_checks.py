@@ -43,7 +43,8 @@ def fraction() -> Range:
 RANGES: dict[str, Range] = {
     "seed": at_least(0),
     "data.image_size": at_least(8),
-    "data.eval_resize": at_least(8),
+    "eval.image_size": at_least(8),
+    "eval.resize": at_least(8),
     "data.batch_size": at_least(2),
     "data.workers": at_least(0),
     "model.width": at_least(1),
@@ -134,12 +135,13 @@ def check_source(at: Settings) -> str | None:
 
 def check_picture_size(at: Settings) -> str | None:
     """The centre crop must fit; the small stem is for small pictures."""
-    size, resize = at["data.image_size"], at["data.eval_resize"]
-    if resize < size:
+    crop, resize = at["eval.image_size"], at["eval.resize"]
+    if resize < crop:
         return (
-            f"data.eval_resize={resize} is less than data.image_size={size}; "
-            f"set data.eval_resize to {size} or more"
+            f"eval.resize={resize} is less than eval.image_size={crop}; "
+            f"set eval.resize to {crop} or more"
         )
+    size = at["data.image_size"]
     if at["model.stem"] == "small" and size > SMALL_STEM_LARGEST:
         return (
             f"model.stem='small' with data.image_size={size}; it is for pictures up "

@@ -43,18 +43,20 @@ Results = dict[str, float]
 class ImageSet:
     """A split as the evaluation sees it: resized, centre-cropped, in order."""
 
-    def __init__(self, source: Source, data: ConfigDict) -> None:
+    def __init__(
+        self, source: Source, *, image_size: int, resize: int, workers: int
+    ) -> None:
         self.source = source
         self.labels = source.labels
         self._decode = partial(
             eval_batches,
             source,
-            image_size=data.image_size,
-            resize=data.eval_resize,
+            image_size=image_size,
+            resize=resize,
             batch_size=BATCH_SIZE,
-            workers=data.workers,
+            workers=workers,
         )
-        small = len(source) * data.image_size**2 * 3 <= CACHED_BYTES
+        small = len(source) * image_size**2 * 3 <= CACHED_BYTES
         self._cache: list[np.ndarray] | None = [] if small else None
 
     def batches(self) -> Iterator[np.ndarray]:
@@ -131,7 +133,7 @@ class Evaluation:
         path = run.path / "backbone.safetensors"
         summary: dict[str, Any] = {}
         about = weights.describe(
-            self._config.model, self._config.data, self._normalization
+            self._config.model, self._config.eval, self._normalization
         )
         summary["weights_sha256"] = weights.save(path, variables, about)
         if self.labelled:
@@ -161,7 +163,13 @@ class Evaluation:
         source = open_source(
             source=data.source, name=data.name, path=data.path, split=split
         )
-        return ImageSet(source, data)
+        settings = self._config.eval
+        return ImageSet(
+            source,
+            image_size=settings.image_size,
+            resize=settings.resize,
+            workers=data.workers,
+        )
 
     def _features(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
         assert self._test is not None

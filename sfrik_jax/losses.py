@@ -29,11 +29,15 @@ Terms = dict[str, jax.Array]
 
 
 def normalize(z: jax.Array) -> jax.Array:
-    """Rows z / max(‖z‖, 1e-12), computed in float32 or wider. z: [..., q]."""
+    """Rows z / ‖z‖ in float32 or wider; rows shorter than 1e-12 become 0. z: [..., q].
+
+    A zero row has derivative 0, where z / max(‖z‖, 1e-12) would have 1e12.
+    """
     z = z.astype(_wide(z.dtype))
-    # Clamped under the root: the derivative at z = 0 is 0 rather than NaN.
-    square = jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24)
-    return z * jax.lax.rsqrt(square)
+    square = jnp.sum(z * z, axis=-1, keepdims=True)
+    alive = square > 1e-24
+    inverse = jax.lax.rsqrt(jnp.where(alive, square, 1))
+    return z * jnp.where(alive, inverse, 0)
 
 
 def sfrik(

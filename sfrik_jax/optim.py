@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Schedule = Callable[[Any], Any]
@@ -115,7 +116,8 @@ def warmup_cosine(
 
     def schedule(step):
         if isinstance(step, jax.Array):
-            return joined(step)
+            # Optax would make a float32 rate of an int32 step, in float64 too.
+            return joined(step.astype(jnp.result_type(float)))
         with jax.enable_x64(True):
             return float(joined(step))
 

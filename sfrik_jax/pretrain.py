@@ -71,6 +71,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
     """
     with Stop() as stop, RunDirectory(workdir, config) as run:
         job = build(config)
+        run.agree_on_data(job.source.fingerprint)
         evaluation = Evaluation(config, job.mesh, job.model.backbone, job.views[0])
         with _checkpoints(job, run.path) as checkpoints:
             state = checkpoints.restore(_abstract(job)) or _first_state(job)
@@ -272,7 +273,8 @@ def preview(config: ConfigDict, path: Path, step: int) -> None:
 def preview_job(job: Job, path: Path, step: int) -> None:
     """See `preview`."""
     batch = job.loader.batch(step)
-    groups = augment.make_views(batch, job.views, job.config.seed)
+    draw = jax.jit(augment.make_views, static_argnums=(1, 2))
+    groups = draw(batch, job.views, job.config.seed)
     views = [np.asarray(g[:PREVIEW_ROWS, v]) for g in groups for v in range(g.shape[1])]
     sources = [
         decode_rgb(job.source.read(int(i))) for i in batch["index"][:PREVIEW_ROWS]

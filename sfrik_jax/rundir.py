@@ -63,6 +63,21 @@ class RunDirectory:
         """Writes a JSON file whole or not at all."""
         write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
 
+    def agree_on_data(self, fingerprint: str) -> None:
+        """Notes the training data's fingerprint, or compares it with the noted one.
+
+        Raises:
+          MismatchError: the data set is not the one that the run was started with.
+        """
+        about = self._read_run()
+        noted = about.setdefault("data_fingerprint", fingerprint)
+        if noted != fingerprint:
+            raise MismatchError(
+                f"{self.path} was started with other data (fingerprint {noted[:12]}, "
+                f"now {fingerprint[:12]}); restore it, or use another --workdir"
+            )
+        self.write_json("run.json", about)
+
     def _hold(self) -> None:
         """A lock that the system drops with the process, so that none gets stale."""
         try:
@@ -93,9 +108,14 @@ class RunDirectory:
         write_whole(path, configs.to_json(config) + "\n")
 
     def _record_session(self) -> None:
-        path = self.path / "run.json"
-        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        self.write_json("run.json", {"sessions": [*sessions, about_this_process()]})
+        sessions = [*self._read_run().get("sessions", []), about_this_process()]
+        self.write_json("run.json", {**self._read_run(), "sessions": sessions})
+
+    def _read_run(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError):  # not there yet, or damaged: it only informs
+            return {}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -33,8 +33,7 @@ DEFAULTS: dict[str, Any] = {
         "name": "fashion_mini",  # of the TFDS data set
         "path": "",  # TFDS data_dir ("" = its default), or the folder of pictures
         "train_split": "train",
-        "image_size": 224,  # side of the views and of the evaluated pictures
-        "eval_resize": 256,  # short side before the centre crop
+        "image_size": 224,  # side of the views
         "recipe": "vicreg",
         "batch_size": 2048,  # global: over all devices
         "residence": "auto",  # the whole set on the device, or batches from the host
@@ -68,12 +67,14 @@ DEFAULTS: dict[str, Any] = {
     "eval": {
         "train_split": "",  # what probes are fitted on; "" = data.train_split
         "test_split": "test",
+        "image_size": 224,  # side of the evaluated pictures: the centre
+        "resize": 256,  # of pictures whose short side has this length
         "every_epochs": 10,  # 0 = only at the end
         "knn_k": 20,
         "knn_temperature": 0.07,
         "probe_epochs": 100,
         "probe_batch_size": 256,
-        "probe_learning_rates": (0.05, 0.2, 0.8),
+        "probe_learning_rates": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
         "probe_weight_decay": 1e-6,
         "baselines": False,  # pixels, colour histogram and random initialisation
     },
@@ -104,5 +105,4 @@ RESUME_FREE = (
     "checkpoint.",
     "mesh.",
     "data.workers",
-    "data.eval_resize",
 )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from sfrik_jax.errors import CorruptInputError, MissingInputError
 from sfrik_jax.models import BACKBONES
@@ -121,22 +121,24 @@ def save(path: str | Path, variables: Variables, about: Mapping[str, Any]) -> st
     path = Path(path)
     temporary = path.with_suffix(".partial")
     tensors = to_torch(jax.device_get(variables), about["arch"])
-    save_file(tensors, str(temporary), metadata={"sfrik_jax": json.dumps(dict(about))})
+    # Not `save_file`: its files are for their owner alone, whatever the umask.
+    content = serialize(tensors, metadata={"sfrik_jax": json.dumps(dict(about))})
+    temporary.write_bytes(content)
     temporary.replace(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(content).hexdigest()
 
 
 def describe(
-    model: Mapping[str, Any], data: Mapping[str, Any], normalization: Mapping[str, Any]
+    model: Mapping[str, Any], test: Mapping[str, Any], normalization: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `save` stores beside the weights, from the sections of a configuration."""
+    """What `save` stores beside the weights, from the sections `model` and `eval`."""
     return {
         "arch": model["backbone"],
         "width": model["width"],
         "stem": model["stem"],
         "preprocessing": {
-            "image_size": data["image_size"],
-            "resize": data["eval_resize"],
+            "image_size": test["image_size"],
+            "resize": test["resize"],
             **normalization,
         },
     }
@@ -156,15 +158,19 @@ def load(path: str | Path) -> tuple[ResNet, Variables, dict[str, Any]]:
         with safetensors.safe_open(str(path), framework="np") as file:
             about = json.loads((file.metadata() or {})["sfrik_jax"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise CorruptInputError(f"{path} is not a backbone file: {error}") from error
-    shape = {"width": about["width"], "stem": about["stem"]}
-    variables = from_torch(tensors, about["arch"], **shape)
+        arch, preprocessing = about["arch"], about["preprocessing"]
+        shape = {"width": about["width"], "stem": about["stem"]}
+        backbone = BACKBONES[arch](**shape)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CorruptInputError(f"{path} is not a backbone file: {error!r}") from error
+    try:
+        variables = from_torch(tensors, arch, **shape)
+    except CorruptInputError as error:
+        raise CorruptInputError(f"{path}: {error}") from error
     for name, leaf in tensors.items():
         if not np.isfinite(leaf).all():
             raise CorruptInputError(f"{path}: {name} holds values that are not finite")
-    variables = jax.tree.map(jnp.asarray, variables)
-    return BACKBONES[about["arch"]](**shape), variables, about["preprocessing"]
+    return backbone, jax.tree.map(jnp.asarray, variables), preprocessing
 
 
 def _backbone_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,3 +31,12 @@ def x64():
     """Float64 for the length of a test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """A TFDS data_dir with fashion_mini, prepared once for all runs of the tests."""
+    from sfrik_jax.data import builders
+
+    builders.prepare("fashion_mini", str(CACHE / "data"))
+    return CACHE / "data"

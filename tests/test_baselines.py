@@ -68,10 +68,11 @@ def test_neighbours_are_framed_by_class(images, tmp_path):
         sheet = np.asarray(picture)
     outer = pictures.CELL + 2 * pictures.FRAME
     assert sheet.shape[0] == 2 * outer + pictures.GAP
-    corners = sheet[[0, -1]][:, 1 :: outer + pictures.GAP]
     assert (sheet == pictures.RIGHT).all(axis=-1).any()
     assert (sheet == pictures.WRONG).all(axis=-1).any()
-    assert corners.shape[1] == 7  # the test image and six neighbours
+    columns = 1 + 6  # the test image and its neighbours
+    width = columns * (outer + pictures.GAP) - 2 * pictures.GAP + pictures.GUTTER
+    assert sheet.shape[1] == width
 
 
 def test_neighbours_without_labels_have_no_verdict(images, tmp_path):

@@ -194,7 +194,7 @@ def test_an_unknown_key_or_a_wrong_type_is_refused(override, words):
         ("data.name=../x", "give the name of a TFDS data set"),
         ("data.name=", "give the name of a TFDS data set"),
         ("data.train_split=", "name the split to train on"),
-        ("data.eval_resize=100", "is less than data.image_size=224; set"),
+        ("eval.resize=100", "is less than eval.image_size=224; set"),
         ("model.stem=small", "with data.image_size=224; it is for pictures up to 64"),
         ("profile.last_step=5", "1 <= first_step <= last_step"),
         ("profile.first_step=-1", "at least 0"),

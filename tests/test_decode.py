@@ -51,7 +51,7 @@ def test_an_image_of_the_right_size_is_left_alone(photo):
 
 
 def test_a_centre_crop_larger_than_the_image_is_refused(photo):
-    with pytest.raises(ConfigError, match=r"data.image_size=64 .* data.eval_resize=32"):
+    with pytest.raises(ConfigError, match=r"eval.image_size=64 .* eval.resize=32"):
         decode.resize_center_crop(photo, 32, 64, "bilinear")
 
 

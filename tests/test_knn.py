@@ -135,7 +135,7 @@ def replaced(sets, position, value):
         ((2, np.ones((11, 7), np.float32)), {}, "dimension 8, test_features 7"),
         ((2, np.ones(11, np.float32)), {}, "test_features has shape"),
         ((2, np.full((11, 8), np.nan, np.float32)), {}, "NaN or infinity in 11 of 11"),
-        ((0, np.ones((0, 8), np.float32)), {}, "train_"),
+        ((0, np.ones((0, 8), np.float32)), {}, "train_features has shape"),
     ],
 )
 def test_bad_input_is_named(sets, change, settings, says):

@@ -23,7 +23,8 @@ SUMMARY = {
     "train_seconds": 203.4,
     "views_per_second": 1377.0,
     "steps": 300,
-    "protocol": {"test_examples": 1000},
+    "test_images": 1000,
+    "protocol": {"probe_epochs": 100},
     "weights_sha256": "9f86d0",
 }
 FACTS = {
@@ -135,6 +136,28 @@ def test_the_verdict_does_not_flatter(tmp_path, own, says):
     assert says in page.text
 
 
+def test_the_verdict_takes_the_stronger_score_of_the_pixels(tmp_path):
+    summary = {**SUMMARY, "pixels_linear_top1": 83.1}
+    page = Page(write_report(make_run(tmp_path / "first", summary=summary)))
+    assert "1.0 points above a linear probe on raw pixels" in page.text
+
+
+def test_a_resumed_run_shows_its_newest_session(tmp_path):
+    old = {**FACTS, "git_revision": "0000000", "started": "Monday"}
+    new = {
+        **FACTS,
+        "git_revision": "3f1c2ab-dirty",
+        "started": "Tuesday",
+        "command": ["python -m sfrik_jax", "pretrain", "--workdir", "my run"],
+    }
+    facts = {"sessions": [old, new]}
+    page = Page(write_report(make_run(tmp_path / "first", facts=facts)))
+    assert "Started Monday" in page.text and "Sessions 2" in page.text
+    assert "git checkout 3f1c2ab # and its uncommitted changes" in page.text
+    assert "python -m sfrik_jax pretrain --workdir 'my run'" in page.text
+    assert "Devices cpu × 2" in page.text
+
+
 def test_the_page_stands_alone(tmp_path):
     page = Page(write_report(make_run(tmp_path / "first")))
     assert not re.search(r"https?://|//cdn|@import|<script", page.source)
@@ -212,6 +235,18 @@ def test_an_unfinished_run_says_so(tmp_path):
     assert "The last evaluation during training" in page.text
 
 
+def test_a_run_before_its_first_evaluation_is_not_called_unlabelled(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "a", labels=False, summary=None)))
+    assert "Not finished: at step 100. No accuracy yet: the loss fell" in page.text
+
+
+def test_a_collapse_is_called_one(tmp_path):
+    workdir = make_run(tmp_path / "a", labels=False, summary={"steps": 101})
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 101, "z/effective_rank": 1.1}) + "\n")
+    assert "They have collapsed." in Page(write_report(workdir)).text
+
+
 def test_a_run_before_its_first_step_has_a_page(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert "Not finished: before its first step." in Page(write_report(tmp_path)).text
@@ -224,9 +259,8 @@ def test_broken_and_repeated_lines(tmp_path):
             '{"step": 90, "train/loss": 7.25}\n{"step": 100, "train/loss": NaN}\n'
         )
         file.write('[1]\n{"step": 101, "train/lo')
-    page = Page(write_report(workdir))
-    assert "2 unreadable lines" in page.text
-    assert "1.189" in page.text  # NaN hides no number
+    text = Page(write_report(workdir)).text
+    assert "2 unreadable lines" in text and "1.189" in text  # NaN hides no number
 
 
 def test_long_curves_are_thinned_with_both_ends():

@@ -222,6 +222,6 @@ def resize_center_crop(
     """
     if size > resize:
         raise ConfigError(
-            f"data.image_size={size} is more than data.eval_resize={resize}; raise it"
+            f"eval.image_size={size} is more than eval.resize={resize}; raise it"
         )
     return Picture(item, name).resize_center_crop(resize, size, method)

@@ -9,23 +9,57 @@ from sfrik_jax.errors import ConfigError
 Array = Any  # a NumPy or a JAX array
 
 
-def features(name: str, values: Array) -> Array:
-    """Returns `values` when they are finite floats of shape [N, d], N and d >= 1.
+def labelled_sets(
+    train_features: Array,
+    train_labels: Array,
+    test_features: Array,
+    test_labels: Array,
+    *,
+    num_classes: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks both sets whole; returns the labels as int32 [N] and [M].
 
     Raises: ConfigError.
     """
+    feature_pair(train_features, test_features)
+    return (
+        labels(
+            "train_labels",
+            train_labels,
+            rows=len(train_features),
+            num_classes=num_classes,
+        ),
+        labels(
+            "test_labels", test_labels, rows=len(test_features), num_classes=num_classes
+        ),
+    )
+
+
+def feature_pair(train_features: Array, test_features: Array) -> None:
+    """Raises ConfigError for bad features, or sets of features that do not match."""
+    features("train_features", train_features)
+    features("test_features", test_features)
+    train, test = np.shape(train_features)[1], np.shape(test_features)[1]
+    if train != test:
+        raise ConfigError(
+            f"train_features have dimension {train}, test_features {test}; "
+            "extract both with the same encoder"
+        )
+
+
+def features(name: str, values: Array) -> None:
+    """Raises ConfigError unless `values` are finite, of shape [N, d], N and d >= 1."""
     shape = np.shape(values)
     if len(shape) != 2 or 0 in shape:
         raise ConfigError(
             f"{name} has shape {shape}; features are [N, d] and not empty"
         )
-    bad = ~np.isfinite(np.asarray(values)).all(axis=1)
-    if bad.any():
+    bad = np.flatnonzero(~np.isfinite(np.asarray(values)).all(axis=1))
+    if len(bad):
         raise ConfigError(
-            f"{name} holds NaN or infinity in {bad.sum()} of {len(bad)} rows, "
-            f"the first is row {bad.argmax()}; the encoder that made them has diverged"
+            f"{name} holds NaN or infinity in {len(bad)} of {shape[0]} rows, "
+            f"the first is row {bad[0]}; the encoder that made them has diverged"
         )
-    return values
 
 
 def labels(name: str, values: Array, *, rows: int, num_classes: int) -> np.ndarray:
@@ -46,13 +80,3 @@ def labels(name: str, values: Array, *, rows: int, num_classes: int) -> np.ndarr
             f"with num_classes={num_classes} labels are 0 … {num_classes - 1}"
         )
     return array.astype(np.int32)
-
-
-def same_width(train_features: Array, test_features: Array) -> None:
-    """Raises ConfigError when the two sets of features differ in their dimension."""
-    train, test = np.shape(train_features)[1], np.shape(test_features)[1]
-    if train != test:
-        raise ConfigError(
-            f"train_features have dimension {train}, test_features {test}; "
-            "extract both with the same encoder"
-        )

@@ -45,12 +45,12 @@ def classify(
     """
     if not temperature > 0:
         raise ConfigError(f"temperature={temperature}; it must be above 0")
-    num_train, num_test = len(train_features), len(test_features)
-    train_labels = checks.labels(
-        "train_labels", train_labels, rows=num_train, num_classes=num_classes
-    )
-    test_labels = checks.labels(
-        "test_labels", test_labels, rows=num_test, num_classes=num_classes
+    train_labels, test_labels = checks.labelled_sets(
+        train_features,
+        train_labels,
+        test_features,
+        test_labels,
+        num_classes=num_classes,
     )
     cosines, neighbours = nearest(train_features, test_features, k=k)
     with _precision_of(cosines):
@@ -63,8 +63,8 @@ def classify(
         )
     hits = np.asarray(ranked) == test_labels[:, None]
     return {
-        "top1": 100.0 * float(hits[:, 0].sum()) / num_test,
-        "top5": 100.0 * float(hits.any(axis=1).sum()) / num_test,
+        "top1": 100.0 * float(hits[:, 0].sum()) / len(hits),
+        "top5": 100.0 * float(hits.any(axis=1).sum()) / len(hits),
     }
 
 
@@ -80,9 +80,7 @@ def nearest(
     Returns: cosines [M, k] and indices int32 [M, k].
     Raises: ConfigError for an impossible k, shapes or non-finite features.
     """
-    checks.features("train_features", train_features)
-    checks.features("test_features", test_features)
-    checks.same_width(train_features, test_features)
+    checks.feature_pair(train_features, test_features)
     num_train, num_test = len(train_features), len(test_features)
     if not 1 <= k <= num_train:
         raise ConfigError(

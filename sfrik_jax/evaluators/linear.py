@@ -19,10 +19,11 @@ from sfrik_jax.evaluators.checks import Array
 
 # Features have unit norm on average, so that one grid serves any dimension: on
 # Fashion-MNIST (5,000 images) the best rate of pixels is 3, of random and trained
-# convolutions (d = 128 … 2048) 10 to 30.
+# convolutions (d = 128 … 2048) 3 to 30.
 LEARNING_RATES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # A feature that almost never fires must not be blown up to the size of the others.
 STD_FLOOR = 0.05  # of the root mean square deviation of all features
+MOMENTUM = 0.9
 HELD_OUT = 10  # one example in ten chooses the learning rate
 
 
@@ -51,9 +52,11 @@ def probe(
         minimise mean cross-entropy(x W + b) + weight_decay / 2 (|W|^2 + |b|^2)
         x = (feature - mean) / (std sqrt(d)),  mean and std of the fitted examples
 
+    std is at least STD_FLOOR of that of a typical feature; d counts features that vary.
     SGD with momentum 0.9, cosine per epoch, W from a normal law of deviation 0.01,
-    b = 0. The learning rate of best accuracy on a held-out tenth of the train split
-    (equal ones: of lower cross-entropy) is fitted again on the whole train split.
+    b = 0. The learning rate of lowest cross-entropy on a held-out tenth of the train
+    split is fitted again on the whole train split. (On 500 held-out examples accuracy
+    itself is a noisier judge: it took rates up to 1.5 points worse, cross-entropy 0.8.)
 
     Args:
       train_features, test_features: [N, d] and [M, d]; N >= 2.
@@ -64,15 +67,12 @@ def probe(
     Raises: ConfigError for impossible settings, shapes, labels, non-finite features.
     """
     _check_settings(epochs, batch_size, learning_rates, weight_decay)
-    checks.features("train_features", train_features)
-    checks.features("test_features", test_features)
-    checks.same_width(train_features, test_features)
-    rows = len(train_features)
-    train_labels = checks.labels(
-        "train_labels", train_labels, rows=rows, num_classes=num_classes
-    )
-    test_labels = checks.labels(
-        "test_labels", test_labels, rows=len(test_features), num_classes=num_classes
+    train_labels, test_labels = checks.labelled_sets(
+        train_features,
+        train_labels,
+        test_features,
+        test_labels,
+        num_classes=num_classes,
     )
     settings = dict(
         num_classes=num_classes,
@@ -88,10 +88,7 @@ def probe(
         learning_rates=learning_rates,
         **settings,
     )
-    best = max(
-        range(len(learning_rates)),
-        key=lambda r: (answers[r]["top1"], -answers[r]["loss"]),
-    )
+    best = min(range(len(answers)), key=lambda r: answers[r]["loss"])
     [final] = _fit_and_score(
         (train_features, train_labels),
         (test_features, test_labels),
@@ -158,12 +155,11 @@ def _fit_and_score(
     correct = _score(
         head, _standardise(jnp.asarray(scored[0]), mean, scale), jnp.asarray(scored[1])
     )
-    top1, top5, loss = (
-        np.asarray(sums, np.float64) / len(scored[0]) for sums in correct
-    )
+    top1, top5, loss = (np.asarray(sums, np.float64) for sums in correct)
+    count = len(scored[0])
     return [
-        {"top1": 100.0 * float(a), "top5": 100.0 * float(b), "loss": float(c)}
-        for a, b, c in zip(top1, top5, loss, strict=True)
+        {"top1": 100 * a / count, "top5": 100 * b / count, "loss": c / count}
+        for a, b, c in zip(top1.tolist(), top5.tolist(), loss.tolist(), strict=True)
     ]
 
 
@@ -197,19 +193,21 @@ def _fit(
     head = Head(
         jnp.tile(kernel, (1, num_rates, 1)), jnp.zeros((num_rates, num_classes))
     )
-    optimizer = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.trace(decay=0.9)
-    )
     steps = n // batch_size
 
     def step(carry, batch):
         rows, cosine = batch
-        head, state = carry
+        head, velocity = carry
         gradient = jax.grad(_loss)(head, x[rows], labels[rows])
-        updates, state = optimizer.update(gradient, state, head)
-        by = -cosine * rates[:, None]
-        updates = Head(updates.kernel * by[None], updates.bias * by)
-        return (optax.apply_updates(head, updates), state), None
+        velocity = jax.tree.map(
+            lambda v, g, w: MOMENTUM * v + g + weight_decay * w,
+            velocity,
+            gradient,
+            head,
+        )
+        rate = cosine * rates[:, None]
+        kernel = head.kernel - rate[None] * velocity.kernel
+        return (Head(kernel, head.bias - rate * velocity.bias), velocity), None
 
     def epoch(carry, number):
         order = jax.random.permutation(jax.random.fold_in(order_key, number), n)
@@ -217,8 +215,8 @@ def _fit(
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * number / epochs))
         return jax.lax.scan(step, carry, (batches, jnp.full(steps, cosine)))
 
-    carry, _ = jax.lax.scan(epoch, (head, optimizer.init(head)), jnp.arange(epochs))
-    return carry[0]
+    start = (head, jax.tree.map(jnp.zeros_like, head))
+    return jax.lax.scan(epoch, start, jnp.arange(epochs))[0][0]
 
 
 def _logits(head: Head, x: jax.Array) -> jax.Array:

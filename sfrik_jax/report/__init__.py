@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ PANELS = {
     "train/alignment": "Alignment",
     "train/mmd_offdiagonal": "MMD, off-diagonal part",
     "z/effective_rank": "Effective rank of z",
-    "z/std": "Standard deviation of z",
+    "z/std": "Standard deviation of √q z",
     "z/uniformity": "Uniformity of z",
     "train/learning_rate": "Learning rate",
     "train/gradient_norm": "Gradient norm",
@@ -148,16 +149,18 @@ def _facts(run: Run) -> Iterator[str]:
 
 
 def _again(run: Run) -> Iterator[str]:
-    command = run.facts.get("command")
+    command = run.facts.get("command") or "(the command was not recorded)"
     if isinstance(command, list):
-        command = shlex.join(str(word) for word in command)
+        # The first entry may hold several words: "python -m sfrik_jax".
+        program, *words = (str(word) for word in command)
+        command = " ".join([program, *map(shlex.quote, words)])
+    lines = [str(command)]
     revision = run.facts.get("git_revision")
-    lines = (
-        [f"git checkout {revision}"] if isinstance(revision, str) and revision else []
-    )
-    yield page.code(
-        "\n".join([*lines, str(command or "(the command was not recorded)")])
-    )
+    if isinstance(revision, str) and revision:
+        commit = revision.removesuffix("-dirty")
+        changed = "" if commit == revision else "  # and its uncommitted changes"
+        lines.insert(0, f"git checkout {commit}{changed}")
+    yield page.code("\n".join(lines))
 
 
 def _duration(seconds: float) -> str:
@@ -174,5 +177,8 @@ def _plain(value: Any) -> str:
         pairs = ((name.replace("_", " "), _plain(item)) for name, item in value.items())
         return ", ".join(f"{name} {item}" for name, item in pairs)
     if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
+        counts = Counter(_plain(item) for item in value)  # [cpu, cpu]: cpu × 2
+        return ", ".join(
+            item if n == 1 else f"{item} × {n}" for item, n in counts.items()
+        )
     return str(value)

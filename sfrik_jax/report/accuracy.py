@@ -35,8 +35,7 @@ def _note(run: Run) -> str:
     if run.summary is None:
         return "The last evaluation during training; the run has not finished."
     note = "On frozen features; the test split chooses nothing."
-    protocol = run.summary.get("protocol")
-    count = protocol.get("test_examples") if isinstance(protocol, dict) else None
+    count = run.summary.get("test_images")
     top1 = next(iter(run.results.get("", {}).values()), None)
     if finite(count) and count and top1 is not None:
         error = (top1 * (100 - top1) / count) ** 0.5

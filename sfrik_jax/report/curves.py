@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -24,7 +25,7 @@ COLOURS = {
     "#010005": "var(--ink)",
 }
 MUTED, RULE, ACCENT, SECOND, INK = COLOURS
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it follows the page's font and colour
     "svg.hashsalt": "sfrik",  # the same run gives the same page
     "font.size": 10,

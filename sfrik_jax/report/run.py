@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sfrik_jax.errors import CorruptInputError, MissingInputError
 
@@ -75,7 +75,7 @@ def load(workdir: Path) -> Run:
     return Run(
         workdir=workdir,
         config=config or {},
-        facts=_read_json(workdir / "run.json") or {},
+        facts=_facts(_read_json(workdir / "run.json") or {}),
         summary=summary,
         curves=curves,
         pictures=sorted((workdir / "pictures").glob("*.png")),
@@ -84,10 +84,19 @@ def load(workdir: Path) -> Run:
     )
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[float]:
     """Whether `value` is a number that can be shown (not a bool, NaN or infinity)."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value)
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    """The newest session of run.json, the number of sessions, and the first's start."""
+    sessions = [s for s in record.get("sessions") or [] if isinstance(s, dict)]
+    if not sessions:
+        return record
+    facts = {**sessions[-1], "started": sessions[0].get("started")}
+    return facts | ({"sessions": len(sessions)} if len(sessions) > 1 else {})
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

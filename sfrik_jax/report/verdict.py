@@ -55,11 +55,10 @@ def _accuracies(run: Run) -> str:
     if untrained is not None:
         comparisons.append(f"{_points(top1 - untrained)} the same network untrained")
     pixels = run.results.get("pixels", {})
-    knn = next(
-        (value for key, value in sorted(pixels.items()) if key != "linear"), None
-    )
-    if knn is not None:
-        comparisons.append(f"{_points(top1 - knn)} kNN on raw pixels")
+    if pixels:  # against the stronger of its scores
+        best = max(pixels, key=lambda key: pixels[key])
+        judge = "a linear probe" if best == "linear" else "kNN"
+        comparisons.append(f"{_points(top1 - pixels[best])} {judge} on raw pixels")
     if comparisons:
         sentence += ": " + " and ".join(comparisons)
     if untrained is not None and top1 <= untrained:
@@ -88,7 +87,9 @@ def _gauges(run: Run) -> str:
         parts.append(f"the embeddings use an effective {rank:.3g}{of}")
     if not parts:
         return ""
-    sentence = f"No labels, so no accuracy: {' and '.join(parts)}."
+    # An unfinished run may have labels, and not have come to its first evaluation.
+    why = "No accuracy yet" if run.summary is None else "No labels, so no accuracy"
+    sentence = f"{why}: {' and '.join(parts)}."
     if rank is not None and rank < COLLAPSED_RANK:
         sentence += " They have collapsed."
     return sentence

@@ -1,0 +1,134 @@
+"""Who may import whom: downwards only, and each third-party library by its door.
+
+The imports are read from the source, those inside functions included.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "sfrik_jax"
+
+# From the bottom up; names are below `sfrik_jax`. A module imports only from rows
+# below its own. The package itself is the table of contents and may name anything.
+LEVELS = [
+    "errors settings kernels metrics optim data data.views data.pipeline "
+    "models.layers models.norm report.page",
+    "mesh resample interrupts checkpoint config_checks data.decode data.folders "
+    "data.idx data.prepared models.projector models.resnet evaluators.checks "
+    "evaluators.features evaluators.baselines report.run",
+    "losses augment models config_keys data.photos data.sources evaluators.knn "
+    "evaluators.linear report.curves report.verdict",
+    "config weights train_state data.images data.builders data.fashion_mini.make "
+    "evaluators evaluators.pictures report.accuracy",
+    "rundir step data.loader report",
+    "evaluation",
+    "pretrain",
+    "commands",
+    "__main__",
+    PACKAGE,
+]
+LEVEL_OF = {
+    module if module == PACKAGE else f"{PACKAGE}.{module}": level
+    for level, modules in enumerate(LEVELS)
+    for module in modules.split()
+}
+
+# The modules that may import a library; a package stands for all of its modules. A
+# ConfigDict goes no deeper than the run and its evaluation.
+EVERYWHERE = ("jax", "numpy", "chex")
+DOORS = {
+    "flax": "models train_state",
+    "grain": "data",
+    "matplotlib": "report",
+    "ml_collections": "config rundir evaluation pretrain",
+    "optax": "optim step train_state evaluators.linear",
+    "orbax": "checkpoint",
+    "PIL": "data evaluators.pictures",
+    "rich": "metrics",
+    "safetensors": "weights",
+    "tensorboardX": "metrics",
+    "tensorflow_datasets": "data",
+}
+# The mathematics needs arrays and nothing else.
+PURE = {
+    "kernels": {"jax"},
+    "losses": {"jax", "chex", f"{PACKAGE}.kernels", f"{PACKAGE}.mesh"},
+}
+# Needed neither to train nor to evaluate; only benches compare with them.
+ABSENT = {"tensorflow", "torch", "torchvision"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of our own modules that a file imports, and other top-level names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}: imports are absolute"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in full}
+    return {name if name in MODULES else name.partition(".")[0] for name in names}
+
+
+def third_party(path: Path) -> set[str]:
+    libraries = {name.partition(".")[0] for name in imports(path)}
+    return libraries - set(sys.stdlib_module_names) - {PACKAGE}
+
+
+def test_every_module_has_its_level():
+    new, gone = MODULES.keys() - LEVEL_OF, LEVEL_OF.keys() - MODULES
+    assert not new, f"{sorted(new)}: add to LEVELS in {Path(__file__).name}"
+    assert not gone, f"{sorted(gone)}: not there any more, take out of LEVELS"
+    assert len(LEVEL_OF) == sum(len(level.split()) for level in LEVELS), "named twice"
+
+
+@pytest.mark.parametrize("module", sorted(LEVEL_OF.keys() & MODULES))
+def test_imports_go_downwards(module):
+    ours = {name for name in imports(MODULES[module]) if name in LEVEL_OF}
+    upwards = {name for name in ours if LEVEL_OF[name] >= LEVEL_OF[module]}
+    assert not upwards, f"{module} must not import {sorted(upwards)}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_each_library_comes_in_by_its_door(module):
+    for library in third_party(MODULES[module]) - set(EVERYWHERE):
+        assert library in DOORS, f"{module} imports {library}: give it a door in DOORS"
+        doors = [f"{PACKAGE}.{door}" for door in DOORS[library].split()]
+        assert any(f"{module}.".startswith(f"{door}.") for door in doors), (
+            f"{module} imports {library}; its door is {DOORS[library]}"
+        )
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_mathematics_needs_arrays_alone(module):
+    allowed = PURE[module] | set(sys.stdlib_module_names)
+    assert imports(MODULES[f"{PACKAGE}.{module}"]) <= allowed
+
+
+def test_config_files_need_the_configuration_alone():
+    for path in (ROOT / "configs").glob("*.py"):
+        ours = {name for name in imports(path) if name.startswith(PACKAGE)}
+        assert ours <= {f"{PACKAGE}.config", f"{PACKAGE}.settings"}, path
+        assert third_party(path) <= {"ml_collections"}, path
+
+
+def test_neither_tensorflow_nor_torch_is_imported():
+    folders = [ROOT / name for name in (PACKAGE, "configs")]
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        assert not third_party(path) & ABSENT, path

@@ -1,0 +1,166 @@
+"""The CPU's own convolution and pooling are the plain ones, gradients included."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from filled import random_variables
+
+from sfrik_jax.models import layers
+from sfrik_jax.models.resnet import ResNet
+
+MAPS = [(1, 1), (2, 2), (2, 1), (3, 3), (5, 4), (28, 28)]
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def plain_convolution(x, kernel, stride):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=LAYOUT
+    )
+
+
+def operands(n, size, dtype=np.float64, channels=3, out=4):
+    rng = np.random.default_rng(n)
+    x = jnp.asarray(rng.standard_normal((n, *size, channels)), dtype)
+    return x, jnp.asarray(rng.standard_normal((3, 3, channels, out)), dtype)
+
+
+def value_and_gradients(convolution, x, kernel, stride):
+    """The result, and the gradients of its product with one random cotangent."""
+    y, pullback = jax.vjp(lambda a, b: convolution(a, b, stride), x, kernel)
+    bar = np.random.default_rng(9).standard_normal(y.shape)
+    return y, *pullback(jnp.asarray(bar, y.dtype))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", MAPS)
+@pytest.mark.parametrize("batch", [1, 13])
+def test_convolution_has_the_plain_value_and_gradients(x64, size, stride, batch):
+    x, kernel = operands(batch, size)
+    found = value_and_gradients(layers.convolution_3x3, x, kernel, stride)
+    want = value_and_gradients(plain_convolution, x, kernel, stride)
+    chex.assert_trees_all_close(found, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5, 6, 100])
+def test_the_kernels_gradient_is_the_same_in_any_number_of_parts(
+    x64, monkeypatch, images
+):
+    x, kernel = operands(6, (5, 4))
+    want = value_and_gradients(plain_convolution, x, kernel, 1)
+    monkeypatch.setattr(layers, "PATCH_BYTES", images * 5 * 4 * 9 * 3 * 8)
+    found = value_and_gradients(layers.convolution_3x3, x, kernel, 1)
+    chex.assert_trees_all_close(found, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (28, 28)])
+def test_convolution_in_bfloat16_is_within_its_rounding(x64, size):
+    half = operands(7, size, jnp.bfloat16)
+    exact = [v.astype(jnp.float64) for v in half]
+    found = value_and_gradients(layers.convolution_3x3, *half, 1)
+    want = value_and_gradients(plain_convolution, *exact, 1)
+    for one, other in zip(found, want, strict=True):
+        assert one.dtype == jnp.bfloat16
+        error = np.linalg.norm(one.astype(jnp.float64) - other)
+        # Half a unit in the last of 8 bits; the cotangent is rounded as well.
+        assert error < 2**-8 * np.linalg.norm(other)
+
+
+def spy_on_convolution_3x3(monkeypatch, devices):
+    """A list that grows by each call, in a process with so many devices."""
+    calls, original = [], layers.convolution_3x3
+
+    def counted(x, kernel, stride):
+        calls.append(kernel.shape)
+        return original(x, kernel, stride)
+
+    monkeypatch.setattr(layers, "convolution_3x3", counted)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    return calls
+
+
+def training_value_and_gradients(model, variables, images):
+    def objective(params, images):
+        h, changed = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(h @ jnp.arange(1.0, 1 + h.shape[1])), (h, changed)
+
+    grad = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+    return jax.jit(grad)(variables["params"], images)
+
+
+def test_a_resnet_takes_it_on_one_cpu_and_keeps_its_result(x64, monkeypatch):
+    model = ResNet((1, 1, 1), False, width=4, stem="small", dtype=jnp.dtype("float64"))
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((5, 5, 5, 3)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = random_variables(shapes)
+    calls = spy_on_convolution_3x3(monkeypatch, devices=8)
+    want = training_value_and_gradients(model, variables, images)
+    assert calls == []
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    found = training_value_and_gradients(model, variables, images)
+    assert len(calls) == 7  # the stem and two for each block
+    chex.assert_trees_all_close(found, want, rtol=1e-8, atol=1e-9)
+
+
+# --- Max pooling --------------------------------------------------------------------
+
+
+def pooled_maps(kind, size, channels=3):
+    rng = np.random.default_rng(4)
+    values = rng.standard_normal((2, *size, channels))
+    return {
+        "distinct": values,
+        "after relu": np.maximum(values, 0),
+        "plateaus": np.round(np.abs(values)),
+        "constant": np.full_like(values, 2.5),
+        "all negative": -1 - np.abs(values),
+    }[kind]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 5), (8, 8), (13, 9)])
+@pytest.mark.parametrize(
+    "kind", ["distinct", "after relu", "plateaus", "constant", "all negative"]
+)
+def test_max_pool_of_slices_has_the_value_and_gradient_of_windows(kind, size):
+    x = jnp.asarray(pooled_maps(kind, size), jnp.float32)
+    found, found_pullback = jax.vjp(layers.max_pool_of_slices, x)
+    want, want_pullback = jax.vjp(layers.max_pool_of_windows, x)
+    np.testing.assert_array_equal(found, want)
+    # Whole numbers: their sums are exact in any order.
+    bar = np.random.default_rng(5).integers(1, 99, want.shape)
+    bar = jnp.asarray(bar, jnp.float32)
+    np.testing.assert_array_equal(found_pullback(bar)[0], want_pullback(bar)[0])
+
+
+@pytest.mark.parametrize(
+    "pool", [layers.max_pool, layers.max_pool_of_slices, layers.max_pool_of_windows]
+)
+def test_max_pool_takes_the_largest_of_every_second_3x3_window(pool):
+    x = pooled_maps("all negative", (7, 6))
+    want = np.empty((2, 4, 3, 3))
+    for i in range(4):
+        for j in range(3):
+            top, left = max(2 * i - 1, 0), max(2 * j - 1, 0)
+            window = x[:, top : 2 * i + 2, left : 2 * j + 2]
+            want[:, i, j] = window.max(axis=(1, 2))
+    found = pool(jnp.asarray(x, jnp.float32))
+    np.testing.assert_array_equal(found, want.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "pool", [layers.max_pool_of_slices, layers.max_pool_of_windows]
+)
+def test_the_first_of_equal_values_takes_the_whole_gradient(pool):
+    x = jnp.ones((1, 3, 3, 1))
+    grad = jax.grad(lambda x: pool(x).sum())(x)[0, :, :, 0]
+    # Four windows; the first value of each in reading order.
+    np.testing.assert_array_equal(grad, [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+
+
+def test_max_pool_keeps_bfloat16():
+    x = jnp.asarray(pooled_maps("distinct", (5, 5)), jnp.bfloat16)
+    assert layers.max_pool(x).dtype == jnp.bfloat16

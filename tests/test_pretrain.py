@@ -1,0 +1,308 @@
+"""The loop: resuming, replaying, refusing, and what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfrik_jax import config as configs
+from sfrik_jax import metrics, pretrain, weights
+from sfrik_jax.__main__ import main
+from sfrik_jax.losses import METHODS
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "data.train_split=train[:64]",
+    "eval.test_split=test[:40]",
+    "data.batch_size=16",
+    "model.width=4",
+    "model.hidden_dims=(16,)",
+    "model.embed_dim=16",
+    "optim.epochs=3",
+    "optim.warmup_epochs=1",
+    "eval.every_epochs=0",
+    "eval.knn_k=5",
+    "eval.probe_epochs=5",
+    "checkpoint.every_steps=4",
+    "log.every_steps=1",
+]
+
+
+@pytest.fixture
+def small(data_dir):
+    """Overrides that shrink configs/quickstart.py to twelve steps of a tiny net."""
+    return [*SMALL, f"data.path={data_dir}"]
+
+
+def command(workdir: Path, overrides: list[str]) -> list[str]:
+    config = str(ROOT / "configs" / "quickstart.py")
+    words = ["pretrain", "--config", config, "--workdir", str(workdir)]
+    return words + [f"--config.{override}" for override in overrides]
+
+
+def job_of(overrides: list[str]) -> pretrain.Job:
+    config = configs.load(ROOT / "configs" / "quickstart.py", overrides)
+    return pretrain.build(config)
+
+
+def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
+    """The real command in a process of its own, pinned to one core."""
+    core = min(os.sched_getaffinity(0))
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PLATFORMS": "cpu",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "sfrik_jax", *command(workdir, overrides)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+
+
+def finish(process: subprocess.Popen, code: int) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, out + err
+    assert "Traceback" not in err
+    return out + err
+
+
+def summary(workdir: Path) -> dict:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def width_of(picture: Path) -> int:
+    with Image.open(picture) as image:
+        return image.width
+
+
+def logged(workdir: Path, name: str) -> list[float]:
+    return [row[name] for row in metrics.read_rows(workdir) if name in row]
+
+
+def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
+    run = tmp_path / "run"
+    overrides = [*small, "eval.every_epochs=2", "eval.baselines=True"]
+    said = finish(start(run, overrides), code=0)
+    assert "random initialisation" in said
+    assert "step 12/12" in said
+    found = summary(run)
+    for key in (
+        "linear_top1",
+        "knn5_top1",
+        "random_init_linear_top1",
+        "random_init_knn5_top1",
+        "color_histogram_linear_top1",
+        "pixels_knn5_top1",
+    ):
+        assert 0 <= found[key] <= 100
+    assert found["steps"] == 12
+    assert found["train_seconds"] > 0
+    assert found["views_per_second"] > 0
+    rows = metrics.read_rows(run)
+    assert [r["step"] for r in rows if "train/loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in rows if "online/knn5_top1" in r] == [8]
+    first = rows[0]
+    for name in ("alignment", "mmd", "mmd_offdiagonal", "learning_rate"):
+        assert np.isfinite(first[f"train/{name}"])
+    for name in ("z/uniformity", "z/std", "z/effective_rank"):
+        assert np.isfinite(first[name])
+    assert first["train/learning_rate"] == 0
+    header = (run / "metrics.csv").read_text().splitlines()[0]
+    assert header.startswith("step,epoch,train/")
+    for picture in ("views.png", "neighbours.png"):
+        assert width_of(run / "pictures" / picture) > 100
+    session = json.loads((run / "run.json").read_text())["sessions"][0]
+    assert session["libraries"]["jax"] == jax.__version__
+    backbone, variables, preprocessing = weights.load(run / "backbone.safetensors")
+    features = backbone.apply(variables, np.zeros((2, 28, 28, 3), np.float32))
+    assert features.shape == (2, 32)
+    assert preprocessing["image_size"] == 28
+    # The second run finds nothing to do, and the report needs the files alone.
+    assert "is done" in finish(start(run, overrides), code=0)
+    assert main(["report", str(run)]) == 0
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_stopped_and_resumed_is_never_stopped(tmp_path, small):
+    """SIGTERM in the middle, then the same command again: bitwise the same run."""
+    overrides = [*small, "optim.epochs=100", "checkpoint.every_steps=7"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(start(whole, overrides), code=0)
+    process = start(cut, overrides)
+    while process.poll() is None and not (cut / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, code=75)
+    assert "saved" in said or "before step 1" in said
+    stopped = len(logged(cut, "train/loss"))
+    assert stopped < 400
+    finish(start(cut, overrides), code=0)
+    assert summary(cut)["weights_sha256"] == summary(whole)["weights_sha256"]
+    assert logged(cut, "train/loss") == logged(whole, "train/loss")
+    assert len(json.loads((cut / "run.json").read_text())["sessions"]) == 2
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, small):
+    overrides = [*small, "optim.epochs=100", "checkpoint.every_steps=5"]
+    run = tmp_path / "run"
+    process = start(run, overrides)
+    while process.poll() is None and len(logged(run, "train/loss")) < 12:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    finish(start(run, overrides), code=0)
+    rows = [r["step"] for r in metrics.read_rows(run) if "train/loss" in r]
+    assert rows == list(range(1, 401))
+
+
+def test_the_step_compiles_once_and_a_step_can_be_replayed(small):
+    job = job_of(small)
+    state = job.random_state()
+    batches = job.loader.iterate(0)
+    for _ in range(3):
+        state, _ = job.step(state, next(batches))
+    kept = jax.device_get(state)
+    want, _ = job.step(state, next(batches))
+    again = jax.device_put(kept, jax.tree.leaves(want.params)[0].sharding)
+    got, _ = job.step(again, job.loader.batch(3))
+    chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(want))
+    assert job.step._cache_size() == 1  # pyright: ignore
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_on_eight_devices_is_training_on_one(small, method):
+    losses = {}
+    for devices in (1, 8):
+        overrides = [*small, f"loss.method={method}", f"mesh.data={devices}"]
+        job = job_of(overrides)
+        state, values = job.random_state(), []
+        for step in range(3):
+            state, scalars = job.step(state, job.loader.batch(step))
+            values.append(float(scalars["train/loss"]))
+        losses[devices] = values
+    np.testing.assert_allclose(losses[8], losses[1], rtol=1e-4)
+
+
+def test_batches_from_the_host_train_like_those_on_the_device(small):
+    losses = {}
+    for residence in ("device", "host"):
+        job = job_of([*small, f"data.residence={residence}"])
+        assert job.loader.resident == (residence == "device")
+        _, scalars = job.step(job.random_state(), job.loader.batch(0))
+        losses[residence] = float(scalars["train/loss"])
+    # The crops differ by a grey level in places.
+    np.testing.assert_allclose(losses["host"], losses["device"], rtol=0.02)
+
+
+def test_a_changed_configuration_is_refused_with_its_diff(tmp_path, small, capsys):
+    run = tmp_path / "run"
+    assert main(command(run, [*small, "optim.epochs=1", "optim.warmup_epochs=0"])) == 0
+    assert main(command(run, small)) == 78
+    said = capsys.readouterr().err
+    assert "optim.epochs: 1 -> 3" in said
+    assert said.count("\n") == said.count("error:") + said.count("step ")
+
+
+def test_a_run_directory_has_one_writer(tmp_path, small, capsys):
+    from sfrik_jax.rundir import RunDirectory
+
+    config = configs.load(ROOT / "configs" / "quickstart.py", small)
+    with RunDirectory(tmp_path / "run", config):
+        assert main(command(tmp_path / "run", small)) == 73
+    assert f"pid {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, small, capsys):
+    run = tmp_path / "run"
+    diverging = [
+        *small,
+        "optim.name=sgd",
+        "optim.base_lr=1e30",
+        "checkpoint.every_steps=1",
+    ]
+    assert main(command(run, diverging)) == 70
+    said = capsys.readouterr().err
+    assert "optim.base_lr=1e+30" in said
+    [listed] = run.glob("nonfinite_*.json")
+    batch = json.loads(listed.read_text())
+    assert len(batch["index"]) == 16
+    last = max(int(p.name) for p in (run / "checkpoints").iterdir())
+    assert last < batch["step"]
+
+
+def write_pictures(folder: Path, count: int = 40) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i % 3}" / "deeper" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (30 + i, 50, 3)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(path)
+    return folder
+
+
+def test_a_folder_of_pictures_without_labels_trains(tmp_path, small, capsys):
+    pictures = write_pictures(tmp_path / "pictures" / "all")
+    own = [
+        "data.source=folder",
+        f"data.path={pictures.parent}",
+        "data.train_split=train",
+    ]
+    run = tmp_path / "run"
+    assert main(command(run, [*small, *own, "optim.epochs=2"])) == 0
+    found = summary(run)
+    assert found["steps"] == 4
+    assert not any("top1" in key for key in found)
+    assert (run / "pictures" / "neighbours.png").exists()
+    assert main(["report", str(run)]) == 0
+
+
+def test_a_backbone_file_starts_another_run(tmp_path, small, capsys):
+    first = tmp_path / "first"
+    assert (
+        main(command(first, [*small, "optim.epochs=1", "optim.warmup_epochs=0"])) == 0
+    )
+    path = first / "backbone.safetensors"
+    job = job_of([*small, f"init_from={path}"])
+    state = pretrain._first_state(job)
+    _, variables, _ = weights.load(path)
+    chex.assert_trees_all_equal(
+        jax.device_get(state.params["backbone"]), jax.device_get(variables["params"])
+    )
+    other = [*small, f"init_from={path}", "model.width=8"]
+    assert main(command(tmp_path / "other", other)) == 2
+    assert "init_from" in capsys.readouterr().err
+
+
+def test_milestones_and_the_profile_are_kept(tmp_path, small):
+    run = tmp_path / "run"
+    kept = [
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=2",
+        "checkpoint.milestone_epochs=1",
+    ]
+    traced = ["profile.first_step=2", "profile.last_step=3"]
+    assert main(command(run, [*small, *kept, *traced])) == 0
+    steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir())
+    assert steps == [4, 8, 11, 12]
+    assert list((run / "profile").rglob("*.xplane.pb"))
+
+
+def test_preview_draws_the_views_of_a_step(tmp_path, small):
+    out = tmp_path / "views.png"
+    config = str(ROOT / "configs" / "quickstart.py")
+    words = ["data", "preview", "--config", config, "--out", str(out), "--step", "2"]
+    assert main(words + [f"--config.{override}" for override in small]) == 0
+    assert width_of(out) > 100
