@@ -14,28 +14,30 @@ from sfrik_jax.config import default
 
 
 def get_config() -> ConfigDict:
-    """5,000 + 1,000 grey pictures of 28 px, a narrow ResNet-18, 20 epochs."""
+    """5,000 + 1,000 grey pictures of 28 px, a light ResNet, 8 epochs of 39 steps."""
     config = default()
 
     config.data.name = "fashion_mini"
     config.data.path = "data"
-    config.data.image_size = 28
-    config.data.batch_size = 256
+    config.data.recipe = "small"
+    # Crops enlarged to 56 px: after the standard stem the blocks work on 14x14 maps, at
+    # a third of the cost of 28x28 maps behind the small stem.
+    config.data.image_size = 56
+    config.data.batch_size = 128
 
-    config.model.backbone = "resnet18"
-    config.model.stem = "small"
-    config.model.width = 16
-    config.model.hidden_dims = (256, 256)
+    config.model.backbone = "resnet10"
+    config.model.width = 32
+    config.model.hidden_dims = (512, 512)
     config.model.embed_dim = 512
     config.model.dtype = "float32"
 
-    config.optim.epochs = 20
-    config.optim.warmup_epochs = 2
+    config.optim.epochs = 8
+    config.optim.warmup_epochs = 1
 
     config.checkpoint.every_steps = 100
-    config.eval.image_size = 28
-    config.eval.resize = 28
-    config.eval.every_epochs = 5
+    config.eval.image_size = 56
+    config.eval.resize = 56
+    config.eval.every_epochs = 4
     config.eval.baselines = True
-    config.log.every_steps = 10
+    config.log.every_steps = 5
     return config

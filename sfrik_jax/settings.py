@@ -86,10 +86,17 @@ DEFAULTS: dict[str, Any] = {
 # data.views.RECIPES.
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("tfds", "folder"),
-    "data.recipe": ("vicreg", "simclr", "auh"),
+    "data.recipe": ("vicreg", "simclr", "auh", "small"),
     "data.residence": ("auto", "device", "host"),
     "data.resample": ("exact", "fast"),
-    "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet50x2"),
+    "model.backbone": (
+        "resnet10",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet50x2",
+    ),
     "model.stem": ("imagenet", "small"),
     "model.dtype": ("bfloat16", "float32", "float64"),
     "loss.method": tuple(LOSS_DEFAULTS),

@@ -64,7 +64,7 @@ def make_train_step(
         scalars = {f"train/{name}": term for name, term in terms.items()}
         scalars["train/loss"] = value
         scalars["train/learning_rate"] = schedule(state.step)
-        scalars["train/gradient_norm"] = optax.global_norm(grads)
+        scalars["train/gradient_norm"] = optax.tree.norm(grads)
         due = (step % log_every == 0) | (step == 1)
         for name, value in _gauges_when(due, z, mesh).items():
             scalars[f"z/{name}"] = value

@@ -80,7 +80,7 @@ def test_kernel_derivative_is_autodiffs(x64, weights, first):
     "weights", [(), (1.0, -2.0), (float("nan"),), (float("inf"), 1.0)]
 )
 def test_bad_weights_are_refused(weights):
-    with pytest.raises(ValueError, match="weight|b_"):
+    with pytest.raises(ValueError, match=r"weight|b_"):
         kernels.TruncatedKernel(weights)
 
 

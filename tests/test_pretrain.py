@@ -36,6 +36,14 @@ SMALL = [
     "log.every_steps=1",
 ]
 
+# `python -m sfrik_jax` on one core: XLA with several threads is not bitwise
+# reproducible on every CPU.
+PINNED = """
+import os, runpy, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+runpy.run_module("sfrik_jax", run_name="__main__", alter_sys=True)
+"""
+
 
 @pytest.fixture
 def small(data_dir):
@@ -56,19 +64,17 @@ def job_of(overrides: list[str]) -> pretrain.Job:
 
 def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
     """The real command in a process of its own, pinned to one core."""
-    core = min(os.sched_getaffinity(0))
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PLATFORMS": "cpu",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "sfrik_jax", *command(workdir, overrides)],
+        [sys.executable, "-c", PINNED, *command(workdir, overrides)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
 
 
@@ -138,17 +144,17 @@ def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
 
 def test_stopped_and_resumed_is_never_stopped(tmp_path, small):
     """SIGTERM in the middle, then the same command again: bitwise the same run."""
-    overrides = [*small, "optim.epochs=100", "checkpoint.every_steps=7"]
+    overrides = [*small, "optim.epochs=30", "checkpoint.every_steps=5"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finish(start(whole, overrides), code=0)
     process = start(cut, overrides)
-    while process.poll() is None and not (cut / "metrics.jsonl").exists():
+    while process.poll() is None and not logged(cut, "train/loss"):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     said = finish(process, code=75)
-    assert "saved" in said or "before step 1" in said
     stopped = len(logged(cut, "train/loss"))
-    assert stopped < 400
+    assert f"preempted at step {stopped}, saved" in said
+    assert 0 < stopped < 120
     finish(start(cut, overrides), code=0)
     assert summary(cut)["weights_sha256"] == summary(whole)["weights_sha256"]
     assert logged(cut, "train/loss") == logged(whole, "train/loss")
@@ -156,16 +162,16 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, small):
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, small):
-    overrides = [*small, "optim.epochs=100", "checkpoint.every_steps=5"]
+    overrides = [*small, "optim.epochs=30", "checkpoint.every_steps=5"]
     run = tmp_path / "run"
     process = start(run, overrides)
-    while process.poll() is None and len(logged(run, "train/loss")) < 12:
+    while process.poll() is None and len(logged(run, "train/loss")) < 5:
         time.sleep(0.02)
     process.kill()
     process.communicate()
     finish(start(run, overrides), code=0)
     rows = [r["step"] for r in metrics.read_rows(run) if "train/loss" in r]
-    assert rows == list(range(1, 401))
+    assert rows == list(range(1, 121))
 
 
 def test_the_step_compiles_once_and_a_step_can_be_replayed(small):

@@ -136,6 +136,8 @@ def _conv(features: int, size: int, stride: int, *, name: str, **dtypes) -> nn.C
     )
 
 
+# Not in the paper: half the blocks of ResNet-18, for a CPU and for small images.
+ResNet10 = partial(ResNet, stage_sizes=(1, 1, 1, 1), bottleneck=False)
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), bottleneck=False)
 ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=False)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True)
