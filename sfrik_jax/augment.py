@@ -10,7 +10,8 @@ grey levels after each operation; here only the resized crop does.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -271,7 +272,7 @@ def photometric(images: jax.Array, keys: jax.Array, view: View) -> jax.Array:
 
 
 def make_views(
-    batch: dict,
+    batch: Mapping[str, Any],
     views: tuple[View, ...],
     seed: int,
     dtype: jax.typing.DTypeLike = jnp.float32,

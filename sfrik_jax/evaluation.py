@@ -189,10 +189,12 @@ class Evaluation:
         )
 
     def _accuracies(self, train: np.ndarray, test: np.ndarray) -> Results:
-        assert self._train.labels is not None and self._test is not None
+        num_classes, labels = self._train.source.num_classes, self._train.labels
+        test_labels = self._test.labels if self._test else None
+        assert num_classes and labels is not None and test_labels is not None
         e = self._config.eval
         settings = Settings(
-            num_classes=self._train.source.num_classes,
+            num_classes=num_classes,
             knn_k=e.knn_k,
             knn_temperature=e.knn_temperature,
             probe_epochs=e.probe_epochs,
@@ -200,10 +202,7 @@ class Evaluation:
             probe_learning_rates=e.probe_learning_rates,
             probe_weight_decay=e.probe_weight_decay,
         )
-        results = evaluate_features(
-            train, self._train.labels, test, self._test.labels, settings
-        )
-        return dict(results)
+        return dict(evaluate_features(train, labels, test, test_labels, settings))
 
     def _baselines(self, random: TrainState) -> Results:
         """The same evaluation of the untrained network, of pixels and of colours."""
@@ -213,10 +212,11 @@ class Evaluation:
             ("pixels", baselines.pixels),
             ("color_histogram", baselines.color_histogram),
         ):
-            sets[name] = tuple(
+            train, test = (
                 np.concatenate([function(images) for images in images_of.batches()])
                 for images_of in (self._train, self._test)
             )
+            sets[name] = (train, test)
         return {
             f"{name}_{key}": value
             for name, (train, test) in sets.items()

@@ -29,7 +29,7 @@ def legendre_list(t: jax.Array, *, order: int, dim: int) -> list[jax.Array]:
     return polys[: order + 1]
 
 
-def legendre(t: jax.Array, *, order: int, dim: int) -> jax.Array:
+def legendre(t: jax.typing.ArrayLike, *, order: int, dim: int) -> jax.Array:
     """Legendre polynomials P_0 … P_order of dimension q = `dim`, with P_l(1) = 1.
 
         (l + q - 2) P_{l+1}(t) = (2l + q - 2) t P_l(t) - l P_{l-1}(t)
@@ -70,17 +70,20 @@ class TruncatedKernel:
         if not len(self.weights):
             raise ValueError("a kernel needs at least one weight b_1")
         for order, weight in enumerate(self.weights, 1):
-            traced = isinstance(weight, jax.core.Tracer)
-            if not traced and not 0 <= float(weight) < float("inf"):
+            if isinstance(weight, jax.Array):
+                continue  # it may be traced, and has no value yet
+            if not 0 <= weight < float("inf"):
                 raise ValueError(f"b_{order}={weight} must be finite and >= 0")
 
-    def __call__(self, t: jax.Array, dim: int) -> jax.Array:
+    def __call__(self, t: jax.typing.ArrayLike, dim: int) -> jax.Array:
         """K at the cosines t (any shape), for unit vectors of R^dim."""
         t = jnp.asarray(t)
         polys = legendre_list(t, order=len(self.weights), dim=dim)
         return weighted_sum(self.weights, polys[1:])
 
-    def derivative(self, t: jax.Array, dim: int, *, first: int = 1) -> jax.Array:
+    def derivative(
+        self, t: jax.typing.ArrayLike, dim: int, *, first: int = 1
+    ) -> jax.Array:
         """dK/dt at t, of the orders l >= `first` alone.
 
             P_l'(q; t) = l (l + q - 2)/(q - 1) P_{l-1}(q + 2; t)

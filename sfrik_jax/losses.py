@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sfrik_jax.kernels import TruncatedKernel, legendre_list
+from sfrik_jax.kernels import TruncatedKernel, legendre_list, weighted_sum
 from sfrik_jax.mesh import DATA
 
 Views = Sequence[jax.Array]
@@ -80,19 +80,22 @@ def sfrik(
     anchors = range(len(unit)) if anchors is None else anchors
     align = _alignment(unit, anchors)
     regularized = unit if regularize_all else [unit[a] for a in anchors]
-    value, moments = _mmd(jnp.stack(regularized), tuple(weights), mesh, views[0].dtype)
+    z = jnp.stack(regularized)
+    value, moments = _mmd_and_moments(z, tuple(weights), mesh, views[0].dtype)
     n = views[0].shape[0]
     offdiagonal = (n * moments - 1) / (n - 1)
     terms = {"alignment": align, "mmd": value}
-    terms["mmd_offdiagonal"] = sum(
-        b * m for b, m in zip(weights, offdiagonal, strict=True)
-    )
+    terms["mmd_offdiagonal"] = weighted_sum(weights, list(offdiagonal))
     for order, moment in enumerate(offdiagonal, 1):
         terms[f"mmd_{order}_offdiagonal"] = moment
     return alignment_coeff * align + mmd_coeff * value, terms
 
 
-def mmd(z: jax.Array, weights: Sequence[float], mesh: Mesh | None = None) -> jax.Array:
+def mmd(
+    z: jax.typing.ArrayLike,
+    weights: Sequence[float | jax.Array],
+    mesh: Mesh | None = None,
+) -> jax.Array:
     """Squared MMD of the rows of z to the uniform law: mean_ij sum_l b_l P_l(q; t_ij).
 
     All n² pairs count, and the diagonal adds its constant `sum b_l / n`.
@@ -110,8 +113,9 @@ def mmd(z: jax.Array, weights: Sequence[float], mesh: Mesh | None = None) -> jax
       weights: b_1 … b_L; they may be traced, and have their own derivative.
       mesh: with it, row blocks over its `data` axis; else all rows at once.
     """
+    z = jnp.asarray(z)
     chex.assert_rank(z, 2)
-    return _mmd(z[None], tuple(weights), mesh, z.dtype)[0]
+    return _mmd_and_moments(z[None], tuple(weights), mesh, z.dtype)[0]
 
 
 def simclr(
@@ -210,12 +214,19 @@ METHODS = {"sfrik": sfrik, "simclr": simclr, "auh": auh, "vicreg": vicreg}
 # --- The MMD's own derivative -------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mmd(z, weights, mesh, operand_dtype):
+def _mmd_and_moments(
+    z: jax.Array, weights: tuple, mesh: Mesh | None, operand_dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
     """Mean MMD over views of z [V, n, q], and the moments mean_ij P_l(t_ij) [L].
 
     The moments are for logging; no derivative flows through them.
     """
+    value, moments = _mmd(z, weights, mesh, operand_dtype)  # pyright: ignore
+    return value, moments
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mmd(z, weights, mesh, operand_dtype):
     value, moments, _ = _over_rows(z, weights, mesh, operand_dtype, gradient=False)
     return value, moments
 
@@ -289,7 +300,7 @@ def _row_block(z, weights, *, axis, dtype, gradient):
     moments = jnp.stack(sums) / (n * n * num_views)
     if axis is not None:
         moments = jax.lax.psum(moments, axis)
-    value = sum(b * m for b, m in zip(weights, moments, strict=True))
+    value = weighted_sum(weights, list(moments))
     return value, moments, grad / num_views if gradient else jnp.zeros(())
 
 

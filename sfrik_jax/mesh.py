@@ -19,7 +19,7 @@ MODEL = "model"
 
 
 def make_mesh(
-    data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1, model: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh of shape [data, model] with automatic partitioning.
 

@@ -157,9 +157,10 @@ class Display:
 
     def step(self, step: int, views_per_second: float, terms: Mapping[str, float]):
         """Shows a step: number, rate, and loss terms by name."""
-        note = f"{views_per_second:,.0f} views/s  " + "  ".join(
-            f"{name} {value:.4g}" for name, value in terms.items()
-        )
+        measured = math.isfinite(views_per_second)
+        rate = f"{views_per_second:,.0f}" if measured else "–"
+        parts = [f"{name} {value:.4g}" for name, value in terms.items()]
+        note = "  ".join([f"{rate} views/s", *parts])
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
             return

@@ -119,6 +119,6 @@ def warmup_cosine(
             # Optax would make a float32 rate of an int32 step, in float64 too.
             return joined(step.astype(jnp.result_type(float)))
         with jax.enable_x64(True):
-            return float(joined(step))
+            return jnp.asarray(joined(step)).item()
 
     return schedule

@@ -49,9 +49,13 @@ class RunDirectory:
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
             raise OutputError(f"--workdir {path}: {error.strerror}") from error
-        self._hold()
-        self._agree(config)
-        self._record_session()
+        try:
+            self._hold()
+            self._agree(config)
+            self._record_session()
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> "RunDirectory":
         return self

@@ -58,8 +58,8 @@ def test_the_kernels_gradient_is_the_same_in_any_number_of_parts(
 def test_convolution_in_bfloat16_is_within_its_rounding(x64, size):
     half = operands(7, size, jnp.bfloat16)
     exact = [v.astype(jnp.float64) for v in half]
-    found = value_and_gradients(layers.convolution_3x3, *half, 1)
-    want = value_and_gradients(plain_convolution, *exact, 1)
+    found = value_and_gradients(layers.convolution_3x3, half[0], half[1], 1)
+    want = value_and_gradients(plain_convolution, exact[0], exact[1], 1)
     for one, other in zip(found, want, strict=True):
         assert one.dtype == jnp.bfloat16
         error = np.linalg.norm(one.astype(jnp.float64) - other)

@@ -1,6 +1,7 @@
 """Backbones and the model: the original's features, batch norm by view, init."""
 
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -44,7 +45,7 @@ def tiny_model(dtype="float64"):
     return model, random_variables(jax.eval_shape(init, jax.random.key(0), images))
 
 
-def random_images(*shape, seed=1, dtype=np.float64):
+def random_images(*shape, seed=1, dtype: Any = np.float64):
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.standard_normal((*shape, 3)), dtype)
 
@@ -90,8 +91,9 @@ def test_features_of_an_odd_size_are_the_originals(reference):
     assert relative_error(found, data["resnet18.eval_odd"]) < 1e-4
 
 
-def test_the_backbones_are_the_papers():
+def test_the_backbones_are_the_papers_and_a_small_one():
     assert set(models.BACKBONES) == {
+        "resnet10",
         "resnet18",
         "resnet34",
         "resnet50",
@@ -103,6 +105,7 @@ def test_the_backbones_are_the_papers():
 @pytest.mark.parametrize(
     ("arch", "width", "features"),
     [
+        ("resnet10", 16, 128),
         ("resnet18", 64, 512),
         ("resnet18", 16, 128),
         ("resnet34", 64, 512),
@@ -283,8 +286,9 @@ def test_running_statistics_are_the_unbiased_ones_of_each_view(x64):
         values = x[:, view].reshape(-1, 4)
         mean = 0.9 * mean + 0.1 * values.mean(axis=0)
         var = 0.9 * var + 0.1 * values.var(axis=0, ddof=1)
-    np.testing.assert_allclose(changed["batch_stats"]["mean"], mean, rtol=1e-12)
-    np.testing.assert_allclose(changed["batch_stats"]["var"], var, rtol=1e-12)
+    chex.assert_trees_all_close(
+        changed["batch_stats"], {"mean": mean, "var": var}, rtol=1e-12
+    )
 
 
 def test_batch_norm_of_a_single_value_is_refused():

@@ -1,6 +1,7 @@
 """LARS and the schedule are the original's; only kernels decay."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ NAMES = ["lars", "adamw", "sgd"]
 PEAK = 1.2 * 2048 / 256
 
 
-def build(name, learning_rate=0.1, weight_decay=0.01):
+def build(name, learning_rate: Any = 0.1, weight_decay=0.01):
     return optim.build(
         learning_rate,
         name=name,
@@ -32,7 +33,7 @@ def parameters():
     }
 
 
-def after_steps(optimizer, params, *gradients):
+def after_steps(optimizer, params, *gradients) -> Any:
     """The parameters after a step with each of the gradients."""
     state = optimizer.init(params)
     for gradient in gradients:
@@ -50,7 +51,7 @@ def test_lars_follows_the_originals_path(reference, x64):
         momentum=float(data["momentum"]),
         trust_coefficient=float(data["eta"]),
     )
-    params = [jnp.asarray(data[f"param{i}"]) for i in range(5)]
+    params: Any = [jnp.asarray(data[f"param{i}"]) for i in range(5)]
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for k in range(len(rates)):

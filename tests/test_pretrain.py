@@ -17,13 +17,15 @@ from PIL import Image
 from sfrik_jax import config as configs
 from sfrik_jax import metrics, pretrain, weights
 from sfrik_jax.__main__ import main
-from sfrik_jax.losses import METHODS
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "data.train_split=train[:64]",
     "eval.test_split=test[:40]",
     "data.batch_size=16",
+    "data.image_size=32",
+    "eval.image_size=32",
+    "eval.resize=32",
     "model.width=4",
     "model.hidden_dims=(16,)",
     "model.embed_dim=16",
@@ -133,9 +135,9 @@ def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
     session = json.loads((run / "run.json").read_text())["sessions"][0]
     assert session["libraries"]["jax"] == jax.__version__
     backbone, variables, preprocessing = weights.load(run / "backbone.safetensors")
-    features = backbone.apply(variables, np.zeros((2, 28, 28, 3), np.float32))
+    features = np.asarray(backbone.apply(variables, np.zeros((2, 32, 32, 3))))
     assert features.shape == (2, 32)
-    assert preprocessing["image_size"] == 28
+    assert preprocessing["image_size"] == 32
     # The second run finds nothing to do, and the report needs the files alone.
     assert "is done" in finish(start(run, overrides), code=0)
     assert main(["report", str(run)]) == 0
@@ -188,7 +190,7 @@ def test_the_step_compiles_once_and_a_step_can_be_replayed(small):
     assert job.step._cache_size() == 1  # pyright: ignore
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["sfrik", "vicreg"])
 def test_training_on_eight_devices_is_training_on_one(small, method):
     losses = {}
     for devices in (1, 8):

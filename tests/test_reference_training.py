@@ -77,23 +77,16 @@ def convolution_by_products(x, kernel, strides, padding, **_):
 
     XLA's own in float64 is a plain loop on a CPU: 13 s a step here, one core.
     """
-    height, width, _, out = kernel.shape
-    sides = [
-        (size + sum(p) - k) // s + 1
-        for size, p, k, s in zip(
-            x.shape[1:3], padding, (height, width), strides, strict=True
-        )
-    ]
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-    spans = [
-        (side - 1) * stride + 1 for side, stride in zip(sides, strides, strict=True)
-    ]
+    size, _, _, out = kernel.shape
+    stride = strides[0]
+    padded = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+    height, width = (side - size + 1 for side in padded.shape[1:3])
     patches = [
-        x[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
-        for i in range(height)
-        for j in range(width)
+        padded[:, i : i + height : stride, j : j + width : stride]
+        for i in range(size)
+        for j in range(size)
     ]
-    return jnp.concatenate(patches, -1) @ kernel.reshape(-1, out)
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, out)
 
 
 def make_step(model, optimizer, method):

@@ -22,8 +22,8 @@ BACKBONES: dict[str, Callable[..., resnet.ResNet]] = {
 class SSLModel(nn.Module):
     """A backbone and its projector: images to features h and embeddings z."""
 
-    backbone: nn.Module
-    projector: nn.Module
+    backbone: resnet.ResNet
+    projector: Projector
 
     def __call__(
         self, images: jax.Array, *, train: bool

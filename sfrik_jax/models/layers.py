@@ -143,9 +143,9 @@ def max_pool_of_slices(x: jax.Array) -> jax.Array:
     height, width = x.shape[1:3]
     edge = [(0, 0), (1, 1), (1, 1), (0, 0)]
     x = jnp.pad(x, edge, constant_values=-jnp.inf)
-    best = None
-    for i in range(3):
-        for j in range(3):
-            part = x[:, i : i + height : 2, j : j + width : 2]
-            best = part if best is None else jnp.where(best >= part, best, part)
+    best, *others = [
+        x[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)
+    ]
+    for part in others:
+        best = jnp.where(best >= part, best, part)
     return best

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,27 +31,20 @@ class Projector(nn.Module):
     def __call__(self, h: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
         """h: [B * views, features]; returns [B * views, q]."""
         param_dtype = jnp.promote_types(self.dtype, jnp.float32)
-        dtypes = {"dtype": self.dtype, "param_dtype": param_dtype}
+        dense = partial(
+            nn.Dense,
+            kernel_init=torch_uniform,
+            dtype=self.dtype,
+            param_dtype=param_dtype,
+        )
+        norm = partial(BatchNorm, dtype=self.dtype, param_dtype=param_dtype)
         x = h.astype(self.dtype)
         for i, width in enumerate(self.hidden_dims, 1):
-            bound = 1 / math.sqrt(x.shape[-1])
-            x = nn.Dense(
-                width,
-                kernel_init=torch_uniform,
-                bias_init=_uniform(bound),
-                name=f"linear{i}",
-                **dtypes,
-            )(x)
-            x = BatchNorm(name=f"bn{i}", **dtypes)(x, train=train, views=views)
-            x = nn.relu(x)
+            bias_init = _uniform(1 / math.sqrt(x.shape[-1]))
+            x = dense(width, bias_init=bias_init, name=f"linear{i}")(x)
+            x = nn.relu(norm(name=f"bn{i}")(x, train=train, views=views))
         last = f"linear{len(self.hidden_dims) + 1}"
-        return nn.Dense(
-            self.embed_dim,
-            use_bias=False,
-            kernel_init=torch_uniform,
-            name=last,
-            **dtypes,
-        )(x)
+        return dense(self.embed_dim, use_bias=False, name=last)(x)
 
 
 def _uniform(bound: float):
