@@ -170,11 +170,17 @@ def test_show_prints_each_setting_and_its_json_is_a_config(sfrik, tmp_path):
     stored = sfrik("config", "show", *options, "--json").stdout
     (tmp_path / "config.json").write_text(stored)
     changes = sfrik("config", "diff", QUICKSTART, "config.json")
-    assert changes.stdout == "log.every_steps  10  3\n"
+    assert changes.stdout == "log.every_steps  5  3\n"
 
 
 def test_show_says_how_many_steps_the_data_gives(sfrik, pictures):
-    options = (*pictures, "--config.data.batch_size=16", "--config.optim.epochs=4")
+    options = (
+        *pictures,
+        "--config.data.batch_size=16",
+        "--config.optim.epochs=4",
+        "--config.optim.warmup_epochs=2",
+        "--config.optim.base_lr=1.2",
+    )
     result = sfrik("config", "show", "--config", QUICKSTART, *options)
     assert result.stdout.endswith(
         "# 40 images: 2 steps per epoch, 8 in all, 4 of warm-up, peak rate 0.075\n"

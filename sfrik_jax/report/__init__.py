@@ -18,6 +18,7 @@ PANELS = {
     "train/loss": "Loss",
     "train/alignment": "Alignment",
     "train/mmd_offdiagonal": "MMD, off-diagonal part",
+    **{f"train/mmd_{l}_offdiagonal": f"Its order {l}, unweighted" for l in range(1, 9)},
     "z/effective_rank": "Effective rank of z",
     "z/std": "Standard deviation of √q z",
     "z/uniformity": "Uniformity of z",
