@@ -65,13 +65,19 @@ def test_truncated_kernel_is_the_weighted_sum(x64):
     np.testing.assert_allclose(kernels.TruncatedKernel(weights)(T, 48), want)
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, 40.0), (1.0, 40.0, 40.0, 2.0, 9.0)])
-@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize(
+    ("weights", "first"),
+    [
+        ((1.0,), 1),
+        ((1.0, 40.0), 1),
+        ((1.0, 40.0), 2),
+        ((1.0, 40.0, 40.0, 2.0, 9.0), 1),
+        ((1.0, 40.0, 40.0, 2.0, 9.0), 2),
+    ],
+)
 def test_kernel_derivative_is_autodiffs(x64, weights, first):
     kept = (0.0,) * (first - 1) + weights[first - 1 :]
     slope = jax.vmap(jax.grad(lambda t: kernels.TruncatedKernel(kept)(t, 48)))
-    if len(weights) < first:
-        return  # nothing is left of the kernel
     got = kernels.TruncatedKernel(weights).derivative(jnp.asarray(T), 48, first=first)
     np.testing.assert_allclose(got, slope(jnp.asarray(T)), rtol=1e-10, atol=1e-12)
 
