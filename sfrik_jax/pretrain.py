@@ -110,15 +110,7 @@ def build(config: ConfigDict) -> Job:
     )
     plan = configs.derive(config, len(source))
     model = models.build(**config.model)
-    settings = dict(config.optim)
-    schedule = optim.warmup_cosine(
-        base_lr=settings.pop("base_lr"),
-        batch_size=data.batch_size,
-        epochs=settings.pop("epochs"),
-        steps_per_epoch=plan.steps_per_epoch,
-        warmup_epochs=settings.pop("warmup_epochs"),
-    )
-    optimizer = optim.build(schedule, **settings)
+    schedule, optimizer = _optimizer(config, plan.steps_per_epoch)
     loss_settings = dict(config.loss)
     step = make_train_step(
         model,
@@ -281,6 +273,18 @@ def preview_job(job: Job, path: Path, step: int) -> None:
     ]
     first = job.views[0]
     pictures.views(sources, views, path, mean=first.mean, std=first.std)
+
+
+def _optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optim.Schedule, Any]:
+    settings = dict(config.optim)
+    schedule = optim.warmup_cosine(
+        base_lr=settings.pop("base_lr"),
+        batch_size=config.data.batch_size,
+        epochs=settings.pop("epochs"),
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=settings.pop("warmup_epochs"),
+    )
+    return schedule, optim.build(schedule, **settings)
 
 
 def _checkpoints(job: Job, workdir: Path) -> Checkpoints:
