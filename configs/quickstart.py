@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.path = "data"
     config.data.recipe = "small"
     # Crops enlarged to 56 px: after the standard stem the blocks work on 14x14 maps, at
-    # a third of the cost of 28x28 maps behind the small stem.
+    # a third of the products of 28x28 maps behind the small stem.
     config.data.image_size = 56
     config.data.batch_size = 128
 
