@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 # The tests compile much and compute little: without LLVM's expensive passes a training
-# step on eight devices compiles in 7 s instead of 13. Before jax is imported; subprocesses inherit it.
+# step on eight devices compiles in 7 s instead of 13. Set before jax is imported, and
+# inherited by subprocesses.
 FAST_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
