@@ -93,6 +93,9 @@ class Evaluation:
         self, config: ConfigDict, mesh: Mesh, backbone: ResNet, view: View
     ) -> None:
         self._config, self._mesh = config, mesh
+        # The last step's accuracies serve its line of metrics and the summary.
+        self._newest: Results = {}
+        self._newest_step = -1
         self._normalization = {"mean": view.mean, "std": view.std}
         self._train = self._open(config.eval.train_split or config.data.train_split)
         try:
@@ -119,7 +122,11 @@ class Evaluation:
         """Accuracies in % by protocol name; nothing where the data has no labels."""
         if not self.labelled:
             return {}
-        return self._accuracies(*self._features(backbone_variables(state)))
+        step = int(state.step)
+        if step != self._newest_step:
+            features_of = self._features(backbone_variables(state))
+            self._newest, self._newest_step = self._accuracies(*features_of), step
+        return self._newest
 
     def finish(
         self,
@@ -137,8 +144,7 @@ class Evaluation:
         )
         summary["weights_sha256"] = weights.save(path, variables, about)
         if self.labelled:
-            train, test = self._features(variables)
-            summary |= self._accuracies(train, test)
+            summary |= self.run(state)
             if self._config.eval.baselines:
                 summary |= self._baselines(random_state())
         self._draw_neighbours(run, variables)

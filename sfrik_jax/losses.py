@@ -13,7 +13,6 @@ n: images in the global batch; q: embedding dimension; V: views; t: cosine.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import chex
 import jax
@@ -21,8 +20,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sfrik_jax.kernels import TruncatedKernel, legendre_list, weighted_sum
+from sfrik_jax.kernels import weighted_sum
 from sfrik_jax.mesh import DATA
+from sfrik_jax.mmd import product, value_and_moments, wide
 
 Views = Sequence[jax.Array]
 Terms = dict[str, jax.Array]
@@ -33,7 +33,7 @@ def normalize(z: jax.Array) -> jax.Array:
 
     A zero row has derivative 0, where z / max(‖z‖, 1e-12) would have 1e12.
     """
-    z = z.astype(_wide(z.dtype))
+    z = z.astype(wide(z.dtype))
     square = jnp.sum(z * z, axis=-1, keepdims=True)
     alive = square > 1e-24
     inverse = jax.lax.rsqrt(jnp.where(alive, square, 1))
@@ -81,7 +81,7 @@ def sfrik(
     align = _alignment(unit, anchors)
     regularized = unit if regularize_all else [unit[a] for a in anchors]
     z = jnp.stack(regularized)
-    value, moments = _mmd_and_moments(z, tuple(weights), mesh, views[0].dtype)
+    value, moments = value_and_moments(z, tuple(weights), mesh, views[0].dtype)
     n = views[0].shape[0]
     offdiagonal = (n * moments - 1) / (n - 1)
     terms = {"alignment": align, "mmd": value}
@@ -115,7 +115,7 @@ def mmd(
     """
     z = jnp.asarray(z)
     chex.assert_rank(z, 2)
-    return _mmd_and_moments(z[None], tuple(weights), mesh, z.dtype)[0]
+    return value_and_moments(z[None], tuple(weights), mesh, z.dtype)[0]
 
 
 def simclr(
@@ -131,7 +131,7 @@ def simclr(
     _check(views, minimum=2, maximum=2)
     z = jnp.stack([normalize(v) for v in views])
     rows, everything = _rows_and_all(z, mesh, views[0].dtype)
-    cosines = _product("vnq,wmq->vnwm", rows, everything)
+    cosines = product("vnq,wmq->vnwm", rows, everything)
     n = z.shape[1]
     own = jnp.eye(2 * n, dtype=bool).reshape(cosines.shape)
     logits = jnp.where(own, -jnp.inf, cosines / temperature)
@@ -160,7 +160,7 @@ def auh(
     z = jnp.stack([normalize(v) for v in views])
     align = jnp.mean((z[0] - z[1]) ** 2)
     rows, everything = _rows_and_all(z, mesh, views[0].dtype)
-    cosines = _product("vnq,vmq->vnm", rows, everything)
+    cosines = product("vnq,vmq->vnm", rows, everything)
     n = z.shape[1]
     own = jnp.eye(n, dtype=bool)[None]
     exponents = jnp.where(own, -jnp.inf, -2 * scale * (1 - cosines))
@@ -187,15 +187,15 @@ def vicreg(
     Source: Bardes et al., ICLR 2022, arXiv 2105.04906.
     """
     _check(views, minimum=2, maximum=2)
-    wide = [z.astype(_wide(z.dtype)) for z in views]
-    z = _constrain(jnp.stack(wide), mesh, P(None, DATA))
+    floats = [z.astype(wide(z.dtype)) for z in views]
+    z = _constrain(jnp.stack(floats), mesh, P(None, DATA))
     _, n, q = z.shape
     invariance = jnp.mean((z[0] - z[1]) ** 2)
     z = z - jnp.mean(z, axis=1, keepdims=True)
     var = jnp.sum(z * z, axis=1) / (n - 1)
     variance = jnp.sum(jnp.mean(jax.nn.relu(1 - jnp.sqrt(var + 1e-4)), axis=-1)) / 2
     operand = z.astype(views[0].dtype)
-    cov = _product("vnk,vnl->vkl", operand, operand) / (n - 1)
+    cov = product("vnk,vnl->vkl", operand, operand) / (n - 1)
     # Masked, not subtracted: the sum of all squares less the diagonal's would lose
     # the digits of a small covariance beside a large variance.
     covariance = jnp.sum(jnp.where(jnp.eye(q, dtype=bool)[None], 0, cov) ** 2) / q
@@ -209,102 +209,6 @@ def vicreg(
 
 
 METHODS = {"sfrik": sfrik, "simclr": simclr, "auh": auh, "vicreg": vicreg}
-
-
-# --- The MMD's own derivative -------------------------------------------------------
-
-
-def _mmd_and_moments(
-    z: jax.Array, weights: tuple, mesh: Mesh | None, operand_dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    """Mean MMD over views of z [V, n, q], and the moments mean_ij P_l(t_ij) [L].
-
-    The moments are for logging; no derivative flows through them.
-    """
-    value, moments = _mmd(z, weights, mesh, operand_dtype)  # pyright: ignore
-    return value, moments
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mmd(z, weights, mesh, operand_dtype):
-    value, moments, _ = _over_rows(z, weights, mesh, operand_dtype, gradient=False)
-    return value, moments
-
-
-def _mmd_forward(z, weights, mesh, operand_dtype):
-    value, moments, grad = _over_rows(z, weights, mesh, operand_dtype, gradient=True)
-    return (value, moments), (grad.astype(z.dtype), moments, weights)
-
-
-def _mmd_backward(mesh, operand_dtype, residuals, cotangents):
-    grad, moments, weights = residuals
-    bar = cotangents[0]
-    weights_bar = tuple(
-        (bar * m).astype(jnp.result_type(b))
-        for m, b in zip(moments, weights, strict=True)
-    )
-    return bar.astype(grad.dtype) * grad, weights_bar
-
-
-_mmd.defvjp(_mmd_forward, _mmd_backward)
-
-
-def _over_rows(z, weights, mesh, operand_dtype, *, gradient):
-    """Runs `_row_block` on all rows at once, or on each device's rows of the mesh."""
-    weights = tuple(jnp.asarray(b, _wide(z.dtype)) for b in weights)
-    if mesh is None:
-        block = partial(_row_block, axis=None, dtype=operand_dtype, gradient=gradient)
-        return block(z, weights)
-    block = partial(_row_block, axis=DATA, dtype=operand_dtype, gradient=gradient)
-    rows = P(None, DATA, None)
-    # The custom derivative wraps the shard_map: inside one, a gradient would need
-    # a collective of its own.
-    return jax.shard_map(
-        block,
-        mesh=mesh,
-        in_specs=(rows, P()),
-        out_specs=(P(), P(), rows if gradient else P()),
-    )(z, weights)
-
-
-def _row_block(z, weights, *, axis, dtype, gradient):
-    """MMD, moments and the gradient's rows from this device's rows of the Gram.
-
-    z: [V, b, q], the b rows here; gathered to [V, n, q] over the mesh axis `axis`.
-    """
-    num_views, b, q = z.shape
-    wide = _wide(z.dtype)
-    z = z.astype(dtype)
-    z_all, first_row = z, 0
-    if axis is not None:
-        z_all = jax.lax.all_gather(z, axis, axis=1, tiled=True)
-        first_row = jax.lax.axis_index(axis) * b
-    n = z_all.shape[1]
-    order = len(weights)
-
-    # l = 1 by the mean vector: mean_ij t_ij = ‖mean z‖², no matrix needed.
-    mean = jnp.mean(z_all.astype(wide), axis=1)
-    sums = [n * jnp.sum(jnp.einsum("vbq,vq->vb", z.astype(wide), mean))]
-    grad = (2 / n) * weights[0] * jnp.broadcast_to(mean[:, None], z.shape)
-    if order > 1:
-        gram = _product("vbq,vnq->vbn", z, z_all)
-        diagonal = (jnp.arange(n)[None] == first_row + jnp.arange(b)[:, None])[None]
-        polys = legendre_list(gram, order=order, dim=q)
-        # P_l(1) = 1 on the diagonal: exactly the number of rows.
-        sums += [jnp.sum(jnp.where(diagonal, 0, p)) + num_views * b for p in polys[2:]]
-        if gradient:
-            slope = TruncatedKernel(weights).derivative(gram, q, first=2)
-            slope = jnp.where(diagonal, 0, slope).astype(dtype)
-            grad = grad + (2 / n**2) * _product("vbn,vnq->vbq", slope, z_all)
-
-    moments = jnp.stack(sums) / (n * n * num_views)
-    if axis is not None:
-        moments = jax.lax.psum(moments, axis)
-    value = weighted_sum(weights, list(moments))
-    return value, moments, grad / num_views if gradient else jnp.zeros(())
-
-
-# --- Small parts --------------------------------------------------------------------
 
 
 def _alignment(unit: Views, anchors: Sequence[int]) -> jax.Array:
@@ -328,15 +232,6 @@ def _constrain(z: jax.Array, mesh: Mesh | None, spec: P) -> jax.Array:
     if mesh is None:
         return z
     return jax.lax.with_sharding_constraint(z, NamedSharding(mesh, spec))
-
-
-def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """A matrix product that accumulates in float32, or in float64 for float64."""
-    return jnp.einsum(subscripts, a, b, preferred_element_type=_wide(a.dtype))
-
-
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _check(views: Views, *, minimum: int, maximum: int | None = None) -> None:

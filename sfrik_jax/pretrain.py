@@ -5,10 +5,8 @@ and is evaluated. Batches are functions of (seed, step) and a step is a pure fun
 of (state, batch), so a run that was stopped and resumed is the run that never stopped.
 """
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,17 +32,17 @@ from sfrik_jax.data.decode import decode_rgb
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.sources import Source, open_source
 from sfrik_jax.data.views import RECIPES, View
-from sfrik_jax.errors import ConfigError, NonFiniteError, Preempted
+from sfrik_jax.errors import ConfigError, Preempted
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.evaluators import pictures
 from sfrik_jax.interrupts import Stop
+from sfrik_jax.run_log import RunLog
 from sfrik_jax.rundir import RunDirectory
 from sfrik_jax.step import Step, make_train_step
 from sfrik_jax.train_state import TrainState
 
-# Steps whose scalars may be on their way: the host never waits for the newest step.
-IN_FLIGHT = 2
 PREVIEW_ROWS = 8
+VIEWS_PICTURE = Path("pictures", "views.png")
 
 
 class Job(NamedTuple):
@@ -80,7 +78,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
             if done == job.plan.total_steps and (run.path / "summary.json").exists():
                 print(f"{run.path} is done: step {done} of {done}")
                 return 0
-            preview_job(job, run.path / "pictures" / "views.png", step=0)
+            if not (run.path / VIEWS_PICTURE).exists():
+                preview_job(job, run.path / VIEWS_PICTURE, step=0)
             state, seconds = train(job, state, run, checkpoints, evaluation, stop)
         stop.check(f"after step {job.plan.total_steps}, saved")
         evaluation.finish(run, state, job.random_state, seconds)
@@ -147,7 +146,16 @@ def train(
         metrics.Writer(run.path, last_step=first) as writer,
         metrics.Display(total, first) as display,
     ):
-        log = Log(job, run, writer, display, first)
+        log = RunLog(
+            config,
+            run,
+            writer,
+            display,
+            first=first,
+            steps_per_epoch=plan.steps_per_epoch,
+            views_per_step=config.data.batch_size * len(job.views),
+            indices=job.loader.indices,
+        )
         for step in range(first + 1, total + 1):
             _profile(config, run.path, step)
             waited = time.monotonic()
@@ -168,93 +176,6 @@ def train(
                     "go on"
                 )
         return state, log.seconds()
-
-
-class Log:
-    """Scalars on their way from the device, to the metrics files and the display."""
-
-    def __init__(
-        self,
-        job: Job,
-        run: RunDirectory,
-        writer: metrics.Writer,
-        display: metrics.Display,
-        first: int,
-    ) -> None:
-        self._job, self._run = job, run
-        self._writer, self._display = writer, display
-        self._pending: deque[tuple[int, Mapping[str, jax.Array], float]] = deque()
-        rows = [r for r in metrics.read_rows(run.path) if "time/seconds" in r]
-        self._before = rows[-1]["time/seconds"] if rows else 0.0
-        self._start = self._last_time = time.monotonic()
-        self._last_step = first
-        self._rate = math.nan
-
-    def seconds(self) -> float:
-        """Seconds of the loop, those of earlier sessions included."""
-        return self._before + time.monotonic() - self._start
-
-    def add(self, step: int, scalars: Mapping[str, jax.Array], waited: float) -> None:
-        """Takes a step's scalars, and handles those of the step IN_FLIGHT before."""
-        self._pending.append((step, scalars, waited))
-        while len(self._pending) > IN_FLIGHT:
-            self._handle(*self._pending.popleft())
-
-    def drain(self) -> None:
-        """Waits for all scalars and writes them out."""
-        while self._pending:
-            self._handle(*self._pending.popleft())
-        self._writer.flush()
-
-    def evaluated(self, step: int, results: Mapping[str, float]) -> None:
-        """Writes a row of evaluation results, and leaves their time out of the rate."""
-        if results:
-            named = {f"online/{name}": value for name, value in results.items()}
-            self._writer.write(step, step / self._job.plan.steps_per_epoch, named)
-            shown = [f"{k} {v:.1f}" for k, v in results.items() if k.endswith("top1")]
-            self._display.say(f"step {step}  " + "  ".join(shown))
-        self._last_step, self._last_time = step, time.monotonic()
-
-    def _handle(self, step: int, scalars: Mapping[str, jax.Array], waited: float):
-        every = self._job.config.log.every_steps
-        due = step == 1 or step % every == 0
-        watched = {k: scalars[k] for k in ("train/loss", "train/gradient_norm")}
-        values = jax.device_get(scalars if due else watched)
-        self._refuse_non_finite(step, values)
-        if not due:
-            return
-        now, per_step = time.monotonic(), self._job.config.data.batch_size
-        views = (step - self._last_step) * per_step * len(self._job.views)
-        # The first step of a session compiles: it is left out of the rate.
-        if step > self._last_step and self._last_time != self._start:
-            self._rate = views / (now - self._last_time)
-        self._last_step, self._last_time = step, now
-        row = {name: float(value) for name, value in values.items()}
-        row["time/data_wait_seconds"] = waited
-        row["time/views_per_second"] = self._rate
-        row["time/seconds"] = self.seconds()
-        self._writer.write(step, step / self._job.plan.steps_per_epoch, row)
-        shown = ("loss", "alignment", "mmd_offdiagonal")
-        terms = {n: row[f"train/{n}"] for n in shown if f"train/{n}" in row}
-        self._display.step(step, self._rate, terms)
-
-    def _refuse_non_finite(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        bad = [
-            k
-            for k in ("train/loss", "train/gradient_norm")
-            if not np.isfinite(values[k])
-        ]
-        if not bad:
-            return
-        name = f"nonfinite_{step}.json"
-        indices = self._job.loader.indices(step - 1).tolist()
-        seed = self._job.config.seed
-        self._run.write_json(name, {"step": step, "seed": seed, "index": indices})
-        raise NonFiniteError(
-            f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it are "
-            f"kept, the batch is listed in {self._run.path / name}. Lower "
-            f"optim.base_lr={self._job.config.optim.base_lr}, or look at the images"
-        )
 
 
 def preview(config: ConfigDict, path: Path, step: int) -> None:

@@ -90,7 +90,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.residence": ("auto", "device", "host"),
     "data.resample": ("exact", "fast"),
     "model.backbone": (
-        "resnet10",
+        "resnet14",
         "resnet18",
         "resnet34",
         "resnet50",

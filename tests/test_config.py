@@ -154,7 +154,7 @@ def test_an_unknown_key_or_a_wrong_type_is_refused(override, words):
         ),
         ("data.residence=gpu", "choose one of auto, device, host"),
         ("data.resample=nearest", "choose one of exact, fast"),
-        ("model.backbone=resnet19", "choose one of resnet10, resnet18"),
+        ("model.backbone=resnet19", "choose one of resnet14, resnet18"),
         ("model.stem=tiny", "choose one of imagenet, small"),
         ("model.dtype=float16", "choose one of bfloat16, float32, float64"),
         ("optim.name=adam", "choose one of lars, adamw, sgd; did you mean adamw?"),

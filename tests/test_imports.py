@@ -20,12 +20,12 @@ LEVELS = [
     "mesh resample interrupts checkpoint config_checks data.decode data.folders "
     "data.idx data.prepared models.projector models.resnet evaluators.checks "
     "evaluators.features evaluators.baselines report.run",
-    "losses augment models config_keys data.photos data.sources evaluators.knn "
+    "mmd augment models config_keys data.photos data.sources evaluators.knn "
     "evaluators.linear report.curves report.verdict",
-    "config weights train_state data.images data.builders data.fashion_mini.make "
-    "evaluators evaluators.pictures report.accuracy",
+    "losses config weights train_state data.images data.builders "
+    "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
     "rundir step data.loader report",
-    "evaluation",
+    "evaluation run_log",
     "pretrain",
     "commands",
     "__main__",
@@ -44,7 +44,7 @@ DOORS = {
     "flax": "models train_state",
     "grain": "data",
     "matplotlib": "report",
-    "ml_collections": "config rundir evaluation pretrain",
+    "ml_collections": "config rundir run_log evaluation pretrain",
     "optax": "optim step train_state evaluators.linear",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
@@ -56,7 +56,14 @@ DOORS = {
 # The mathematics needs arrays and nothing else.
 PURE = {
     "kernels": {"jax"},
-    "losses": {"jax", "chex", f"{PACKAGE}.kernels", f"{PACKAGE}.mesh"},
+    "mmd": {"jax", f"{PACKAGE}.kernels", f"{PACKAGE}.mesh"},
+    "losses": {
+        "jax",
+        "chex",
+        f"{PACKAGE}.kernels",
+        f"{PACKAGE}.mesh",
+        f"{PACKAGE}.mmd",
+    },
 }
 # Needed neither to train nor to evaluate; only benches compare with them.
 ABSENT = {"tensorflow", "torch", "torchvision"}

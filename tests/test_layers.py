@@ -15,15 +15,16 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def plain_convolution(x, kernel, stride):
+    padding = [(kernel.shape[0] // 2,) * 2] * 2
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=LAYOUT
+        x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT
     )
 
 
-def operands(n, size, dtype=np.float64, channels=3, out=4):
+def operands(n, size, dtype=np.float64, channels=3, out=4, kernel=3):
     rng = np.random.default_rng(n)
     x = jnp.asarray(rng.standard_normal((n, *size, channels)), dtype)
-    return x, jnp.asarray(rng.standard_normal((3, 3, channels, out)), dtype)
+    return x, jnp.asarray(rng.standard_normal((kernel, kernel, channels, out)), dtype)
 
 
 def value_and_gradients(convolution, x, kernel, stride):
@@ -36,9 +37,10 @@ def value_and_gradients(convolution, x, kernel, stride):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", MAPS)
 @pytest.mark.parametrize("batch", [1, 13])
-def test_convolution_has_the_plain_value_and_gradients(x64, size, stride, batch):
-    x, kernel = operands(batch, size)
-    found = value_and_gradients(layers.convolution_3x3, x, kernel, stride)
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_convolution_has_the_plain_value_and_gradients(x64, size, stride, batch, k):
+    x, kernel = operands(batch, size, kernel=k)
+    found = value_and_gradients(layers.convolution_on_cpu, x, kernel, stride)
     want = value_and_gradients(plain_convolution, x, kernel, stride)
     chex.assert_trees_all_close(found, want, rtol=1e-11, atol=1e-11)
 
@@ -50,7 +52,7 @@ def test_the_kernels_gradient_is_the_same_in_any_number_of_parts(
     x, kernel = operands(6, (5, 4))
     want = value_and_gradients(plain_convolution, x, kernel, 1)
     monkeypatch.setattr(layers, "PATCH_BYTES", images * 5 * 4 * 9 * 3 * 8)
-    found = value_and_gradients(layers.convolution_3x3, x, kernel, 1)
+    found = value_and_gradients(layers.convolution_on_cpu, x, kernel, 1)
     chex.assert_trees_all_close(found, want, rtol=1e-11, atol=1e-11)
 
 
@@ -58,7 +60,7 @@ def test_the_kernels_gradient_is_the_same_in_any_number_of_parts(
 def test_convolution_in_bfloat16_is_within_its_rounding(x64, size):
     half = operands(7, size, jnp.bfloat16)
     exact = [v.astype(jnp.float64) for v in half]
-    found = value_and_gradients(layers.convolution_3x3, half[0], half[1], 1)
+    found = value_and_gradients(layers.convolution_on_cpu, half[0], half[1], 1)
     want = value_and_gradients(plain_convolution, exact[0], exact[1], 1)
     for one, other in zip(found, want, strict=True):
         assert one.dtype == jnp.bfloat16
@@ -67,15 +69,15 @@ def test_convolution_in_bfloat16_is_within_its_rounding(x64, size):
         assert error < 2**-8 * np.linalg.norm(other)
 
 
-def spy_on_convolution_3x3(monkeypatch, devices):
+def spy_on_convolution_on_cpu(monkeypatch, devices):
     """A list that grows by each call, in a process with so many devices."""
-    calls, original = [], layers.convolution_3x3
+    calls, original = [], layers.convolution_on_cpu
 
     def counted(x, kernel, stride):
         calls.append(kernel.shape)
         return original(x, kernel, stride)
 
-    monkeypatch.setattr(layers, "convolution_3x3", counted)
+    monkeypatch.setattr(layers, "convolution_on_cpu", counted)
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     return calls
 
@@ -91,18 +93,19 @@ def training_value_and_gradients(model, variables, images):
     return jax.jit(grad)(variables["params"], images)
 
 
-def test_a_resnet_takes_it_on_one_cpu_and_keeps_its_result(x64, monkeypatch):
-    model = ResNet((1, 1, 1), False, width=4, stem="small", dtype=jnp.dtype("float64"))
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_a_resnet_takes_it_on_one_cpu_and_keeps_its_result(x64, monkeypatch, stem):
+    model = ResNet((1, 1, 1), False, width=4, stem=stem, dtype=jnp.dtype("float64"))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((5, 5, 5, 3)))
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     variables = random_variables(shapes)
-    calls = spy_on_convolution_3x3(monkeypatch, devices=8)
+    calls = spy_on_convolution_on_cpu(monkeypatch, devices=8)
     want = training_value_and_gradients(model, variables, images)
     assert calls == []
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     found = training_value_and_gradients(model, variables, images)
-    assert len(calls) == 7  # the stem and two for each block
+    assert len(calls) == 9  # the stem, two in each block, and two projections
     chex.assert_trees_all_close(found, want, rtol=1e-8, atol=1e-9)
 
 

@@ -93,7 +93,7 @@ def test_features_of_an_odd_size_are_the_originals(reference):
 
 def test_the_backbones_are_the_papers_and_a_small_one():
     assert set(models.BACKBONES) == {
-        "resnet10",
+        "resnet14",
         "resnet18",
         "resnet34",
         "resnet50",
@@ -105,7 +105,7 @@ def test_the_backbones_are_the_papers_and_a_small_one():
 @pytest.mark.parametrize(
     ("arch", "width", "features"),
     [
-        ("resnet10", 16, 128),
+        ("resnet14", 16, 512),
         ("resnet18", 64, 512),
         ("resnet18", 16, 128),
         ("resnet34", 64, 512),

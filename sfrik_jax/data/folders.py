@@ -60,6 +60,7 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
 
 
 def class_names(files: list[str]) -> list[str] | None:
+    """The folders that are classes, sorted; None for pictures that lie flat."""
     folders = {file.partition("/")[0] for file in files if "/" in file}
     flat = any("/" not in file for file in files)
     return None if flat or len(folders) < 2 else sorted(folders)

@@ -10,7 +10,7 @@ from sfrik_jax.models import resnet
 from sfrik_jax.models.projector import Projector
 
 BACKBONES: dict[str, Callable[..., resnet.ResNet]] = {
-    "resnet10": resnet.ResNet10,
+    "resnet14": resnet.ResNet14,
     "resnet18": resnet.ResNet18,
     "resnet34": resnet.ResNet34,
     "resnet50": resnet.ResNet50,

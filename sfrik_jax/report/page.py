@@ -121,6 +121,7 @@ def document(*, title: str, html: Iterable[str]) -> str:
 
 
 def header(*, kicker: str, title: str, verdict: str, about: str) -> str:
+    """The head of the page: what it is, its title, its verdict in a sentence."""
     return (
         f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'
         f'<p class="verdict">{escape(verdict)}</p>'
@@ -129,6 +130,7 @@ def header(*, kicker: str, title: str, verdict: str, about: str) -> str:
 
 
 def section(title: str, *, html: Iterable[str], note: str = "") -> str:
+    """A section of parts that are HTML already, below a title and a note."""
     lead = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"<section><h2>{escape(title)}</h2>{lead}{''.join(html)}</section>"
 
@@ -184,11 +186,13 @@ def image(path: Path, *, alt: str) -> str:
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """Terms and their values."""
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs)
     return f"<dl>{items}</dl>"
 
 
 def collapsed(title: str, text: str) -> str:
+    """Preformatted text that opens on a click."""
     return (
         f"<details><summary>{escape(title)}</summary>"
         f'<pre tabindex="0">{escape(text)}</pre></details>'
@@ -196,4 +200,5 @@ def collapsed(title: str, text: str) -> str:
 
 
 def code(text: str) -> str:
+    """A block of code."""
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'

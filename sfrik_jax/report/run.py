@@ -28,6 +28,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name of the run directory."""
         return self.workdir.resolve().name
 
     @property
@@ -36,9 +37,11 @@ class Run:
         return max((curve[-1][0] for curve in self.curves.values()), default=None)
 
     def first(self, name: str) -> float | None:
+        """The first value of a curve; None where there is none."""
         return self.curves[name][0][1] if name in self.curves else None
 
     def last(self, name: str) -> float | None:
+        """The last value of a curve; None where there is none."""
         return self.curves[name][-1][1] if name in self.curves else None
 
     def course(self, name: str) -> str:

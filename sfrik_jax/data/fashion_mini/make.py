@@ -28,6 +28,7 @@ def choose(labels: np.ndarray, per_class: int) -> np.ndarray:
 
 
 def main(source: Path) -> None:
+    """Writes images.npz from the idx files of Fashion-MNIST in `source`."""
     arrays = {}
     for split, per_class in PER_CLASS.items():
         images, labels = idx.read_split(source, split)

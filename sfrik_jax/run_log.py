@@ -1,0 +1,117 @@
+"""The log of a run: scalars of the steps, their rate, and the watch for NaN."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sfrik_jax.errors import NonFiniteError
+from sfrik_jax.metrics import Display, Writer, read_rows
+from sfrik_jax.rundir import RunDirectory
+
+# Steps whose scalars may be on their way: the host never waits for the newest step.
+IN_FLIGHT = 2
+
+
+class RunLog:
+    """Scalars on their way from the device, to the metrics files and the display.
+
+    Args:
+      first: steps done before this session.
+      steps_per_epoch: of the run.
+      views_per_step: images of a global batch times their views.
+      indices: the samples of a step's batch (0-based), to name those of a bad step.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        run: RunDirectory,
+        writer: Writer,
+        display: Display,
+        *,
+        first: int,
+        steps_per_epoch: int,
+        views_per_step: int,
+        indices: Callable[[int], np.ndarray],
+    ) -> None:
+        self._config, self._run = config, run
+        self._writer, self._display = writer, display
+        self._steps_per_epoch, self._views_per_step = steps_per_epoch, views_per_step
+        self._indices = indices
+        self._pending: deque[tuple[int, Mapping[str, jax.Array], float]] = deque()
+        rows = [r for r in read_rows(run.path) if "time/seconds" in r]
+        self._before = rows[-1]["time/seconds"] if rows else 0.0
+        self._start = self._last_time = time.monotonic()
+        self._last_step = first
+        self._rate = math.nan
+
+    def seconds(self) -> float:
+        """Seconds of the loop, those of earlier sessions included."""
+        return self._before + time.monotonic() - self._start
+
+    def add(self, step: int, scalars: Mapping[str, jax.Array], waited: float) -> None:
+        """Takes a step's scalars, and handles those of the step IN_FLIGHT before."""
+        self._pending.append((step, scalars, waited))
+        while len(self._pending) > IN_FLIGHT:
+            self._handle(*self._pending.popleft())
+
+    def drain(self) -> None:
+        """Waits for all scalars and writes them out."""
+        while self._pending:
+            self._handle(*self._pending.popleft())
+        self._writer.flush()
+
+    def evaluated(self, step: int, results: Mapping[str, float]) -> None:
+        """Writes a row of evaluation results, and leaves their time out of the rate."""
+        if results:
+            named = {f"online/{name}": value for name, value in results.items()}
+            self._writer.write(step, step / self._steps_per_epoch, named)
+            shown = [f"{k} {v:.1f}" for k, v in results.items() if k.endswith("top1")]
+            self._display.say(f"step {step}  " + "  ".join(shown))
+        self._last_step, self._last_time = step, time.monotonic()
+
+    def _handle(self, step: int, scalars: Mapping[str, jax.Array], waited: float):
+        every = self._config.log.every_steps
+        due = step == 1 or step % every == 0
+        watched = {k: scalars[k] for k in ("train/loss", "train/gradient_norm")}
+        values = jax.device_get(scalars if due else watched)
+        self._refuse_non_finite(step, values)
+        if not due:
+            return
+        now = time.monotonic()
+        views = (step - self._last_step) * self._views_per_step
+        # The first step of a session compiles: it is left out of the rate.
+        if step > self._last_step and self._last_time != self._start:
+            self._rate = views / (now - self._last_time)
+        self._last_step, self._last_time = step, now
+        row = {name: float(value) for name, value in values.items()}
+        row["time/data_wait_seconds"] = waited
+        row["time/views_per_second"] = self._rate
+        row["time/seconds"] = self.seconds()
+        self._writer.write(step, step / self._steps_per_epoch, row)
+        shown = ("loss", "alignment", "mmd_offdiagonal")
+        terms = {n: row[f"train/{n}"] for n in shown if f"train/{n}" in row}
+        self._display.step(step, self._rate, terms)
+
+    def _refuse_non_finite(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        bad = [
+            k
+            for k in ("train/loss", "train/gradient_norm")
+            if not np.isfinite(values[k])
+        ]
+        if not bad:
+            return
+        name = f"nonfinite_{step}.json"
+        indices = self._indices(step - 1).tolist()
+        seed = self._config.seed
+        self._run.write_json(name, {"step": step, "seed": seed, "index": indices})
+        raise NonFiniteError(
+            f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it are "
+            f"kept, the batch is listed in {self._run.path / name}. Lower "
+            f"optim.base_lr={self._config.optim.base_lr}, or look at the images"
+        )
