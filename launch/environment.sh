@@ -4,6 +4,10 @@
 
 find_python() {
   local candidate
+  if [ -n "${PYTHON:-}" ] && ! command -v "$PYTHON" >/dev/null 2>&1; then
+    echo "error: PYTHON=$PYTHON is no program" >&2
+    return 2
+  fi
   for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
     [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -16,12 +20,17 @@ find_python() {
   return 2
 }
 
+# Cloud TPUs up to v4 are /dev/accel*; newer ones are VFIO devices of Google's vendor id.
+has_tpu() {
+  [ -e /dev/accel0 ] || { [ -e /dev/vfio/0 ] && grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor; }
+}
+
 find_accelerator() {
   if [ -n "${ACCELERATOR:-}" ]; then
     echo "$ACCELERATOR"
   elif nvidia-smi -L >/dev/null 2>&1; then
     echo cuda
-  elif ls /dev/accel0 /dev/vfio/0 >/dev/null 2>&1 && [ -n "${TPU_NAME:-}${TPU_ACCELERATOR_TYPE:-}" ]; then
+  elif has_tpu; then
     echo tpu
   else
     echo cpu

@@ -110,7 +110,10 @@ def _add_pretrain(groups: "argparse._SubParsersAction[Parser]") -> None:
     )
     _add_config_option(pretrain)
     pretrain.add_argument(
-        "--workdir", required=True, metavar="DIR", help="run directory, made if missing"
+        "--workdir",
+        metavar="DIR",
+        help="run directory, made if missing (default: runs/ and the name of the "
+        "configuration file; of a config.json, its directory)",
     )
 
 

@@ -99,6 +99,8 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
             stored = dict(restored["meta"]["digest"])
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise  # of the machine, not of the checkpoint
         # Single flipped bits made Orbax raise AttributeError and Exception itself.
         except Exception as error:
             return None, f"cannot be read ({repr(error)[:200]})"

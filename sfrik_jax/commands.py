@@ -16,7 +16,10 @@ NAME_BYTES = 255  # the longest file name that common file systems take
 
 def pretrain(args: argparse.Namespace) -> int:
     """Trains in the run directory, or goes on with what it holds."""
-    workdir = checked_output(args.workdir, "--workdir")
+    workdir = args.workdir
+    if workdir is None:
+        workdir = default_workdir(args.config)
+    workdir = checked_output(workdir, "--workdir")
     if workdir.exists() and not workdir.is_dir():
         raise OutputError(f"--workdir {workdir} is a file; name a directory")
     config = configs.load(args.config, args.overrides)
@@ -24,6 +27,16 @@ def pretrain(args: argparse.Namespace) -> int:
     from sfrik_jax import pretrain as trainer
 
     return trainer.pretrain(config, workdir)
+
+
+def default_workdir(spec: str) -> str:
+    """Where a run goes that is not told: a run's own directory, or runs/NAME."""
+    path = Path(spec.partition(".py:")[0])
+    if path.is_dir():
+        return str(path)
+    if path.suffix == ".json":
+        return str(path.parent)
+    return str(Path("runs", path.stem))
 
 
 def config_show(args: argparse.Namespace) -> int:

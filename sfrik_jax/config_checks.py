@@ -223,7 +223,7 @@ def problems(at: Settings) -> Iterator[str]:
 
 def data_problems(at: Settings, num_examples: int) -> Iterator[str]:
     """Findings about the settings and the number of training images."""
-    batch, k = at["data.batch_size"], at["eval.knn_k"]
+    batch = at["data.batch_size"]
     split = at["data.train_split"]
     if num_examples < 2:
         yield (
@@ -233,11 +233,6 @@ def data_problems(at: Settings, num_examples: int) -> Iterator[str]:
     if batch > num_examples:
         yield (
             f"data.batch_size={batch} is more than the {num_examples} images of "
-            f"data.train_split={split!r}; use at most {num_examples}"
-        )
-    if k > num_examples:
-        yield (
-            f"eval.knn_k={k} is more than the {num_examples} images of "
             f"data.train_split={split!r}; use at most {num_examples}"
         )
 

@@ -42,7 +42,7 @@ class OutputError(SfrikError, OSError):
 
 
 class DiskFullError(SfrikError):
-    """No space is left for a checkpoint."""
+    """No space is left for what was to be written."""
 
     code = 74
 

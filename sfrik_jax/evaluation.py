@@ -1,7 +1,9 @@
 """The evaluation of a run: during training, and what it leaves behind at the end."""
 
 import itertools
+import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -13,10 +15,10 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import augment, metrics, weights
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax.data.loader import eval_batches
+from sfrik_jax.data.images import eval_batches
 from sfrik_jax.data.sources import Source, open_source
 from sfrik_jax.data.views import View
-from sfrik_jax.errors import MissingInputError
+from sfrik_jax.errors import ConfigError, MissingInputError
 from sfrik_jax.evaluators import (
     Settings,
     baselines,
@@ -47,7 +49,11 @@ class ImageSet:
         self, source: Source, *, image_size: int, resize: int, workers: int
     ) -> None:
         self.source = source
-        self.labels = source.labels
+        # The first example tells; reading all labels of a large set reads its pictures.
+        self.labelled = (
+            source.num_classes is not None and source.example(0)[1] is not None
+        )
+        self._labels: np.ndarray | None = None
         self._decode = partial(
             eval_batches,
             source,
@@ -64,13 +70,24 @@ class ImageSet:
         if self._cache:
             yield from self._cache
             return
-        made = []
-        for images, _ in self._decode():
+        made, labels = [], []
+        for images, batch_labels in self._decode():
             if self._cache is not None:
                 made.append(images)
+            labels.append(batch_labels)
             yield images
         if self._cache is not None:
             self._cache = made
+        if self.labelled and all(each is not None for each in labels):
+            self._labels = np.concatenate(labels)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [N], known after a pass over the pictures; None without labels."""
+        if self.labelled and self._labels is None:
+            for _ in self.batches():
+                pass
+        return self._labels
 
     def first(self, count: int) -> np.ndarray:
         """The first images, uint8 [<= count, S, S, 3]."""
@@ -105,12 +122,19 @@ class Evaluation:
                 raise
             self._test = None
         self.labelled = (
-            self._train.labels is not None
-            and self._test is not None
-            and self._test.labels is not None
+            self._train.labelled and self._test is not None and self._test.labelled
         )
         if not self.labelled:
             log.warning("no labelled train and test split: accuracies are left out")
+        elif config.eval.knn_k > len(self._train.source):
+            raise ConfigError(
+                f"eval.knn_k={config.eval.knn_k} is more than the "
+                f"{len(self._train.source)} images that kNN learns from; use at most "
+                f"{len(self._train.source)}"
+            )
+        # As JSON gives it back, so that a stored one can be compared.
+        protocol = {k: v for k, v in config.eval.items() if k != "every_epochs"}
+        self.protocol = json.loads(json.dumps(protocol))
         normalize = partial(
             augment.normalize, dtype=backbone.dtype, mean=view.mean, std=view.std
         )
@@ -134,8 +158,13 @@ class Evaluation:
         state: TrainState,
         random_state: Callable[[], TrainState],
         seconds: float,
+        check: Callable[[str], None],
     ) -> None:
-        """Writes backbone.safetensors, pictures/neighbours.png and summary.json."""
+        """Writes backbone.safetensors, pictures/neighbours.png and summary.json.
+
+        Args:
+          check: raises where a stop was asked for; called between the parts.
+        """
         variables = backbone_variables(state)
         path = run.path / "backbone.safetensors"
         summary: dict[str, Any] = {}
@@ -144,9 +173,13 @@ class Evaluation:
         )
         summary["weights_sha256"] = weights.save(path, variables, about)
         if self.labelled:
+            _say("the pretrained network")
             summary |= self.run(state)
+            check("in the evaluation")
             if self._config.eval.baselines:
+                _say("the untrained network, pixels and colour histograms")
                 summary |= self._baselines(random_state())
+                check("in the evaluation")
         self._draw_neighbours(run, variables)
         rates = [
             row.get("time/views_per_second") for row in metrics.read_rows(run.path)
@@ -159,7 +192,7 @@ class Evaluation:
             "seed": self._config.seed,
             "train_images": len(self._train.source),
             "test_images": len(self._test.source) if self._test else 0,
-            "protocol": {k: v for k, v in self._config.eval.items()},
+            "protocol": self.protocol,
         }
         run.write_json("summary.json", summary)
         print_summary(summary)
@@ -248,6 +281,10 @@ class Evaluation:
             train_labels=labels,
             test_labels=query_labels,
         )
+
+
+def _say(what: str) -> None:
+    print(f"evaluating {what}", file=sys.stderr, flush=True)
 
 
 ENCODERS = {

@@ -37,4 +37,4 @@ class Stop:
             os.write(2, b"stopped at once; the last checkpoint is valid\n")
             os._exit(Preempted.code)
         self.requested = True
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        os.write(2, b"\nstopping as soon as all is saved; once more to stop at once\n")

@@ -53,7 +53,7 @@ def gauges(z: jax.Array) -> dict[str, jax.Array]:
 class Writer:
     """Appends rows to metrics.jsonl; writes metrics.csv when closed.
 
-    TensorBoard events go to `tensorboard/` where the package tensorboardX is there.
+    TensorBoard events go to `tensorboard/` where the package tensorboardX is installed.
 
     Args:
       workdir: the run directory.
@@ -71,7 +71,10 @@ class Writer:
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter  # pyright: ignore
 
-            self._events = SummaryWriter(str(workdir / "tensorboard"))
+            # Events of steps that will be taken again are dropped like the rows.
+            self._events = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=last_step + 1
+            )
 
     def __enter__(self) -> "Writer":
         return self
@@ -155,8 +158,14 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
 
-    def step(self, step: int, views_per_second: float, terms: Mapping[str, float]):
-        """Shows a step: number, rate, and loss terms by name."""
+    def step(
+        self,
+        step: int,
+        views_per_second: float,
+        seconds_left: float,
+        terms: Mapping[str, float],
+    ) -> None:
+        """Shows a step: number, rate, time to the end, and loss terms by name."""
         measured = math.isfinite(views_per_second)
         rate = f"{views_per_second:,.0f}" if measured else "–"
         parts = [f"{name} {value:.4g}" for name, value in terms.items()]
@@ -167,7 +176,8 @@ class Display:
         now = time.monotonic()
         if now - self._last >= self._interval or step in (1, self._total):
             self._last = now
-            self.say(f"step {step}/{self._total}  {note}")
+            left = _clock(seconds_left) if measured else "–"
+            self.say(f"step {step}/{self._total}  eta {left}  {note}")
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
@@ -175,3 +185,10 @@ class Display:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """ "4:05", or "1:04:05" from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -75,14 +75,16 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
             state = checkpoints.restore(_abstract(job)) or _first_state(job)
             done = int(state.step)
             stop.check(f"before step {done + 1}")
-            if done == job.plan.total_steps and (run.path / "summary.json").exists():
+            evaluated = run.read_json("summary.json").get("protocol")
+            if done == job.plan.total_steps and evaluated == evaluation.protocol:
                 print(f"{run.path} is done: step {done} of {done}")
                 return 0
+            run.start(job.source.fingerprint)
             if not (run.path / VIEWS_PICTURE).exists():
                 preview_job(job, run.path / VIEWS_PICTURE, step=0)
             state, seconds = train(job, state, run, checkpoints, evaluation, stop)
         stop.check(f"after step {job.plan.total_steps}, saved")
-        evaluation.finish(run, state, job.random_state, seconds)
+        evaluation.finish(run, state, job.random_state, seconds, stop.check)
     return 0
 
 
@@ -93,9 +95,7 @@ def build(config: ConfigDict) -> Job:
     source = open_source(
         source=data.source, name=data.name, path=data.path, split=data.train_split
     )
-    configs.validate(
-        config, num_examples=len(source), num_devices=mesh.shape[mesh_lib.DATA]
-    )
+    configs.validate(config, num_examples=len(source), num_devices=mesh.size)
     views = RECIPES[data.recipe](data.image_size)
     loader = TrainLoader(
         source,
@@ -121,6 +121,7 @@ def build(config: ConfigDict) -> Job:
         loss_settings=loss_settings,
         seed=config.seed,
         log_every=config.log.every_steps,
+        last_step=plan.total_steps,
     )
 
     random_state = jax.jit(
@@ -138,13 +139,18 @@ def train(
     evaluation: Evaluation,
     stop: Stop,
 ) -> tuple[TrainState, float]:
-    """Steps to the end. Returns the state and the seconds, those before a stop too."""
+    """Steps to the end. Returns the state and the seconds that the steps took.
+
+    They include compilation, the evaluations in between and what earlier sessions
+    took, but no evaluation after the last step.
+    """
     config, plan, total = job.config, job.plan, job.plan.total_steps
     first = int(state.step)
     batches = job.loader.iterate(first)
     with (
         metrics.Writer(run.path, last_step=first) as writer,
         metrics.Display(total, first) as display,
+        Trace(config.profile.first_step, config.profile.last_step, run.path) as trace,
     ):
         log = RunLog(
             config,
@@ -152,12 +158,13 @@ def train(
             writer,
             display,
             first=first,
+            total=total,
             steps_per_epoch=plan.steps_per_epoch,
             views_per_step=config.data.batch_size * len(job.views),
             indices=job.loader.indices,
         )
         for step in range(first + 1, total + 1):
-            _profile(config, run.path, step)
+            trace.before(step)
             waited = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - waited
@@ -171,6 +178,7 @@ def train(
                 log.drain()
                 checkpoints.save(step, state, wait=last)
             if stop.requested and step < total:
+                log.stopped(step)
                 raise Preempted(
                     f"preempted at step {step}, saved; run the same command again to "
                     "go on"
@@ -260,10 +268,29 @@ def _checkpoint_due(job: Job, step: int) -> bool:
     return _due(step, settings.every_steps) or _due(step, milestone)
 
 
-def _profile(config: ConfigDict, workdir: Path, step: int) -> None:
-    """Starts the trace before its first step and ends it before the step after."""
-    first, last = config.profile.first_step, config.profile.last_step
-    if first and step == first:
-        jax.profiler.start_trace(workdir / "profile")
-    if first and step == last + 1:
-        jax.profiler.stop_trace()
+class Trace:
+    """The profiler's trace of the steps first … last, in `profile/`; 0 and 0: none."""
+
+    def __init__(self, first: int, last: int, workdir: Path) -> None:
+        self._steps = range(first, last + 1) if first else range(0)
+        self._path = workdir / "profile"
+        self._active = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """Starts or stops the trace, as the coming step asks."""
+        if step not in self._steps:
+            self._stop()
+        elif not self._active:
+            jax.profiler.start_trace(self._path)
+            self._active = True
+
+    def _stop(self) -> None:
+        if self._active:
+            jax.profiler.stop_trace()
+            self._active = False

@@ -1,6 +1,7 @@
 """The log of a run: scalars of the steps, their rate, and the watch for NaN."""
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,13 +16,15 @@ from sfrik_jax.rundir import RunDirectory
 
 # Steps whose scalars may be on their way: the host never waits for the newest step.
 IN_FLIGHT = 2
+# Not shown: single orders, and the MMD with its constant diagonal.
+HIDDEN = re.compile(r"learning_rate|gradient_norm|contrast|mmd|mmd_\d+_offdiagonal")
 
 
 class RunLog:
     """Scalars on their way from the device, to the metrics files and the display.
 
     Args:
-      first: steps done before this session.
+      first: steps done before this session. total: steps of the run.
       steps_per_epoch: of the run.
       views_per_step: images of a global batch times their views.
       indices: the samples of a step's batch (0-based), to name those of a bad step.
@@ -35,6 +38,7 @@ class RunLog:
         display: Display,
         *,
         first: int,
+        total: int,
         steps_per_epoch: int,
         views_per_step: int,
         indices: Callable[[int], np.ndarray],
@@ -47,11 +51,16 @@ class RunLog:
         rows = [r for r in read_rows(run.path) if "time/seconds" in r]
         self._before = rows[-1]["time/seconds"] if rows else 0.0
         self._start = self._last_time = time.monotonic()
-        self._last_step = first
+        self._last_step, self._total = first, total
         self._rate = math.nan
+        self._waited = 0.0
+        # The clock stops with the last step, before what comes after it.
+        self._end = self._before if first == total else None
 
     def seconds(self) -> float:
-        """Seconds of the loop, those of earlier sessions included."""
+        """Seconds of the steps up to now, those of earlier sessions included."""
+        if self._end is not None:
+            return self._end
         return self._before + time.monotonic() - self._start
 
     def add(self, step: int, scalars: Mapping[str, jax.Array], waited: float) -> None:
@@ -70,14 +79,22 @@ class RunLog:
         """Writes a row of evaluation results, and leaves their time out of the rate."""
         if results:
             named = {f"online/{name}": value for name, value in results.items()}
+            named["time/seconds"] = self.seconds()
             self._writer.write(step, step / self._steps_per_epoch, named)
             shown = [f"{k} {v:.1f}" for k, v in results.items() if k.endswith("top1")]
             self._display.say(f"step {step}  " + "  ".join(shown))
         self._last_step, self._last_time = step, time.monotonic()
 
+    def stopped(self, step: int) -> None:
+        """Notes the time up to a stop between two logged steps."""
+        times = {"time/seconds": self.seconds()}
+        self._writer.write(step, step / self._steps_per_epoch, times)
+        self._writer.flush()
+
     def _handle(self, step: int, scalars: Mapping[str, jax.Array], waited: float):
         every = self._config.log.every_steps
-        due = step == 1 or step % every == 0
+        due = step in (1, self._total) or step % every == 0
+        self._waited += waited
         watched = {k: scalars[k] for k in ("train/loss", "train/gradient_norm")}
         values = jax.device_get(scalars if due else watched)
         self._refuse_non_finite(step, values)
@@ -90,13 +107,14 @@ class RunLog:
             self._rate = views / (now - self._last_time)
         self._last_step, self._last_time = step, now
         row = {name: float(value) for name, value in values.items()}
-        row["time/data_wait_seconds"] = waited
+        row["time/data_wait_seconds"], self._waited = self._waited, 0.0
         row["time/views_per_second"] = self._rate
         row["time/seconds"] = self.seconds()
+        if step == self._total:
+            self._end = row["time/seconds"]
         self._writer.write(step, step / self._steps_per_epoch, row)
-        shown = ("loss", "alignment", "mmd_offdiagonal")
-        terms = {n: row[f"train/{n}"] for n in shown if f"train/{n}" in row}
-        self._display.step(step, self._rate, terms)
+        left = (self._total - step) * self._views_per_step / self._rate
+        self._display.step(step, self._rate, left, _terms(row))
 
     def _refuse_non_finite(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         bad = [
@@ -113,5 +131,13 @@ class RunLog:
         raise NonFiniteError(
             f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it are "
             f"kept, the batch is listed in {self._run.path / name}. Lower "
-            f"optim.base_lr={self._config.optim.base_lr}, or look at the images"
+            f"optim.base_lr={self._config.optim.base_lr} (in another --workdir), or "
+            "look at the images"
         )
+
+
+def _terms(row: Mapping[str, float]) -> dict[str, float]:
+    """The loss and its parts, as they are shown while the run goes on."""
+    train = {k.removeprefix("train/"): v for k, v in row.items() if "train/" in k}
+    terms = {k: v for k, v in train.items() if not HIDDEN.fullmatch(k)}
+    return {"loss": terms.pop("loss"), **terms}

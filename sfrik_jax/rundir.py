@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
+from sfrik_jax.data.pipeline import num_threads
 from sfrik_jax.errors import MismatchError, OutputError
 
 LIBRARIES = (
@@ -35,7 +36,7 @@ class RunDirectory:
 
     Args:
       path: created when missing.
-      config: stored as config.json; a directory that has one is resumed.
+      config: of the run; a directory that holds another one is refused.
 
     Raises:
       OutputError: the directory cannot be written, or another run holds it.
@@ -49,10 +50,10 @@ class RunDirectory:
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
             raise OutputError(f"--workdir {path}: {error.strerror}") from error
+        self._config = config
         try:
             self._hold()
-            self._agree(config)
-            self._record_session()
+            self._agree()
         except BaseException:
             self._lock.close()
             raise
@@ -67,19 +68,35 @@ class RunDirectory:
         """Writes a JSON file whole or not at all."""
         write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the directory; empty when it is not there, or damaged."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return {}
+
     def agree_on_data(self, fingerprint: str) -> None:
-        """Notes the training data's fingerprint, or compares it with the noted one.
+        """Compares the training data's fingerprint with the noted one.
 
         Raises:
           MismatchError: the data set is not the one that the run was started with.
         """
-        about = self._read_run()
-        noted = about.setdefault("data_fingerprint", fingerprint)
+        noted = self.read_json("run.json").get("data_fingerprint", fingerprint)
         if noted != fingerprint:
             raise MismatchError(
                 f"{self.path} was started with other data (fingerprint {noted[:12]}, "
                 f"now {fingerprint[:12]}); restore it, or use another --workdir"
             )
+
+    def start(self, fingerprint: str) -> None:
+        """Stores configuration, session and fingerprint: from here on there is work.
+
+        Not before: a start that failed, or found nothing to do, leaves no trace.
+        """
+        write_whole(self.path / "config.json", configs.to_json(self._config) + "\n")
+        about = self.read_json("run.json")
+        sessions = [*about.get("sessions", []), about_this_process()]
+        about |= {"sessions": sessions, "data_fingerprint": fingerprint}
         self.write_json("run.json", about)
 
     def _hold(self) -> None:
@@ -98,28 +115,18 @@ class RunDirectory:
         self._lock.write(f"{socket.gethostname()} pid {os.getpid()} since {since}\n")
         self._lock.flush()
 
-    def _agree(self, config: ConfigDict) -> None:
+    def _agree(self) -> None:
         path = self.path / "config.json"
-        if path.exists():
-            stored = configs.from_json(path.read_text(), where=str(path))
-            changes = configs.resume_conflicts(stored, config)
-            if changes:
-                listed = "; ".join(f"{k}: {a!r} -> {b!r}" for k, a, b in changes)
-                raise MismatchError(
-                    f"{self.path} was started with another configuration ({listed}); "
-                    "use those settings, or another --workdir"
-                )
-        write_whole(path, configs.to_json(config) + "\n")
-
-    def _record_session(self) -> None:
-        sessions = [*self._read_run().get("sessions", []), about_this_process()]
-        self.write_json("run.json", {**self._read_run(), "sessions": sessions})
-
-    def _read_run(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError):  # not there yet, or damaged: it only informs
-            return {}
+        if not path.exists():
+            return
+        stored = configs.from_json(path.read_text(), where=str(path))
+        changes = configs.resume_conflicts(stored, self._config)
+        if changes:
+            listed = "; ".join(f"{k}: {a!r} -> {b!r}" for k, a, b in changes)
+            raise MismatchError(
+                f"{self.path} was started with another configuration ({listed}); "
+                "use those settings, or another --workdir"
+            )
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -138,7 +145,7 @@ def about_this_process() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": num_threads(0),
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }

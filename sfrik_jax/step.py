@@ -12,6 +12,7 @@ from sfrik_jax import augment, losses, metrics
 from sfrik_jax.data.views import View
 from sfrik_jax.mesh import batch_sharding, replicated
 from sfrik_jax.models import SSLModel
+from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.train_state import TrainState
 
 Scalars = dict[str, jax.Array]
@@ -32,14 +33,15 @@ def make_train_step(
     loss_settings: Mapping[str, Any],
     seed: int,
     log_every: int,
+    last_step: int,
 ) -> Step:
     """The jitted step over `mesh`; it donates the state that it is given.
 
     Args:
       views: the recipe; the batch holds their crops (see `augment.make_views`).
       method: a name of `losses.METHODS`; `loss_settings` are its arguments.
-      log_every: the gauges of z are computed at step 1 and every so many steps, and
-        are NaN in between.
+      log_every, last_step: the gauges of z are computed at the first and the last step
+        and every so many steps, and are NaN in between.
 
     Returns:
       step(state, batch) -> (state, scalars). The scalars are named as in
@@ -51,7 +53,7 @@ def make_train_step(
     def loss_of(params, batch_stats, groups):
         z, batch_stats = forward(model, params, batch_stats, groups)
         value, terms = loss(z, mesh=mesh, **loss_settings)
-        return value, (batch_stats, terms, z[0])
+        return value, (batch_stats, terms, z)
 
     def train_step(state: TrainState, batch: Mapping[str, Any]):
         groups = augment.make_views(batch, views, seed, dtype)
@@ -65,7 +67,7 @@ def make_train_step(
         scalars["train/loss"] = value
         scalars["train/learning_rate"] = schedule(state.step)
         scalars["train/gradient_norm"] = optax.tree.norm(grads)
-        due = (step % log_every == 0) | (step == 1)
+        due = (step % log_every == 0) | (step == 1) | (step == last_step)
         for name, value in _gauges_when(due, z, mesh).items():
             scalars[f"z/{name}"] = value
         params = optax.apply_updates(state.params, updates)
@@ -100,12 +102,23 @@ def forward(
     return z, batch_stats
 
 
-def _gauges_when(due: jax.Array, z: jax.Array, mesh: Mesh) -> Scalars:
-    """The gauges of the first rows of z where `due`; else NaN, at no cost."""
+def _gauges_when(due: jax.Array, z: Sequence[jax.Array], mesh: Mesh) -> Scalars:
+    """The gauges of the first rows of z where `due`; else NaN, at no cost.
+
+    Alignment and off-diagonal MMD are those of SFRIK's default loss, so that methods
+    can be compared.
+    """
 
     def measure():
-        rows = jax.lax.with_sharding_constraint(z[:GAUGE_ROWS], replicated(mesh))
-        return metrics.gauges(losses.normalize(rows))
+        first, second = (
+            losses.normalize(
+                jax.lax.with_sharding_constraint(v[:GAUGE_ROWS], replicated(mesh))
+            )
+            for v in z[:2]
+        )
+        _, terms = losses.sfrik([first, second], **LOSS_DEFAULTS["sfrik"])
+        shared = {name: terms[name] for name in ("alignment", "mmd_offdiagonal")}
+        return metrics.gauges(first) | shared
 
     shapes = jax.eval_shape(measure)
     return jax.lax.cond(

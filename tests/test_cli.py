@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sfrik_jax import commands
 from sfrik_jax.__main__ import split_overrides
 from sfrik_jax.errors import ConfigError
 
@@ -77,7 +78,6 @@ def test_a_wrong_setting_is_found_before_jax_is_loaded(sfrik, tmp_path):
         ((), "required: COMMAND"),
         (("pretrian",), "invalid choice: 'pretrian'"),
         (("pretrain", "--workdir", "runs/x"), "required: --config"),
-        (("pretrain", "--config", QUICKSTART), "required: --workdir"),
         (("report", "a", "--config.seed=1"), "this command takes no settings"),
         (("data", "preview", "--config", QUICKSTART, "--out", "x.jpg"), "end in .png"),
         (
@@ -219,3 +219,19 @@ def test_overrides_are_written_with_or_without_an_equals_sign():
     assert overrides == ["a.b=1=2", "seed=-1"]
     with pytest.raises(ConfigError, match="needs a value"):
         split_overrides(["--config.seed", "--workdir", "x"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "workdir"),
+    [
+        ("configs/quickstart.py", "runs/quickstart"),
+        ("configs/sweep.py:small", "runs/sweep"),
+        ("runs/one/config.json", "runs/one"),
+    ],
+)
+def test_a_run_has_a_default_place(spec, workdir):
+    assert commands.default_workdir(spec) == workdir
+
+
+def test_a_runs_directory_is_its_own_place(tmp_path):
+    assert commands.default_workdir(str(tmp_path)) == str(tmp_path)

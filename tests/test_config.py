@@ -240,7 +240,6 @@ def test_a_batch_is_at_most_the_data_set():
     message = refusal("data.batch_size=501", num_examples=500)
     assert "more than the 500 images of data.train_split='train'" in message
     assert "use at most 500" in message
-    assert "eval.knn_k=20" in refusal("data.batch_size=4", num_examples=10)
     assert "has 0 images" in refusal(num_examples=0)
 
 

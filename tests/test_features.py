@@ -1,4 +1,4 @@
-"""Feature extraction, and `evaluate`, which stands on it."""
+"""Feature extraction, and the evaluators on its features."""
 
 import jax
 import jax.numpy as jnp
@@ -69,11 +69,10 @@ def test_evaluate_yields_names_that_carry_the_protocol():
     images[np.arange(60), :, :, labels] += 120
     settings = evaluators.Settings(num_classes=3, knn_k=5, probe_epochs=10)
     got = dict(
-        evaluators.evaluate(
-            jax.jit(mean_colours),
-            images[:30],
+        evaluators.evaluate_features(
+            features.extract(jax.jit(mean_colours), images[:30]),
             labels[:30],
-            images[30:],
+            features.extract(jax.jit(mean_colours), images[30:]),
             labels[30:],
             settings,
         )

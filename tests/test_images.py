@@ -22,17 +22,20 @@ def test_evaluation_sees_every_picture_once_and_in_order(patch_folder):
     settings: dict[str, Any] = {"image_size": 48, "resize": 64, "workers": 3}
     batches = list(images.eval_batches(source, batch_size=9, **settings))
     assert [len(pixels) for pixels, _ in batches] == [9, 9, 9, 5]
-    pixels, labels = images.eval_images(source, **settings)
+    pixels, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
     assert (pixels.shape, pixels.dtype) == ((32, 48, 48, 3), np.uint8)
     np.testing.assert_array_equal(labels, source.labels)
-    np.testing.assert_array_equal(pixels, np.concatenate([b for b, _ in batches]))
     want = decode.resize_center_crop(source.read(20), 64, 48, "bilinear")
     np.testing.assert_array_equal(pixels[20], want)
 
 
 def test_unlabelled_sets_have_no_labels_in_evaluation():
     source = sources.ArraySource(np.zeros((3, 20, 24, 3), np.uint8))
-    assert images.eval_images(source, image_size=16, resize=16)[1] is None
+    ((pixels, labels),) = images.eval_batches(
+        source, image_size=16, resize=16, batch_size=9
+    )
+    assert pixels.shape == (3, 16, 16, 3)
+    assert labels is None
 
 
 def test_grey_sets_stay_grey_in_memory():

@@ -1,13 +1,18 @@
-"""Gauges of collapse, the metrics files, and the display without a terminal."""
+"""Gauges of collapse, the metrics files, and the display."""
 
 import csv
+import importlib.machinery
+import io
 import json
 import math
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
 from sfrik_jax import metrics
 
@@ -160,14 +165,14 @@ def test_the_table_has_a_column_for_each_name_and_gaps_where_not_measured(tmp_pa
 def test_without_a_terminal_steps_are_plain_lines(capsys):
     with metrics.Display(total=40, done=0, interval=3600) as display:
         for step in range(1, 41):
-            display.step(step, 1234.5, {"loss": 0.5 / step})
+            display.step(step, 1234.5, 95.0 * (40 - step), {"loss": 0.5 / step})
         display.say("saved [bold]3[/bold]")
     out, err = capsys.readouterr()
     assert out == ""
     # The first, the last, and between them one in an hour.
     assert err.splitlines() == [
-        "step 1/40  1,234 views/s  loss 0.5",
-        "step 40/40  1,234 views/s  loss 0.0125",
+        "step 1/40  eta 1:01:45  1,234 views/s  loss 0.5",
+        "step 40/40  eta 0:00  1,234 views/s  loss 0.0125",
         "saved [bold]3[/bold]",
     ]
 
@@ -175,8 +180,53 @@ def test_without_a_terminal_steps_are_plain_lines(capsys):
 def test_without_an_interval_every_step_is_a_line(capsys):
     with metrics.Display(total=3, done=1, interval=0.0) as display:
         for step in (2, 3):
-            display.step(step, 10.0, {})
+            display.step(step, 10.0, 75.0, {})
     assert [line[:8] for line in capsys.readouterr().err.splitlines()] == [
         "step 2/3",
         "step 3/3",
+    ]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        metrics,
+        "Console",
+        lambda file: rich.console.Console(file=screen, force_terminal=True, width=120),
+    )
+    with metrics.Display(total=40, done=10) as display:
+        display.step(20, 1234.5, 30.0, {"loss": 0.5})
+        display.say("step 20  saved [bold]3[/bold]")
+    shown = screen.getvalue()
+    for words in ("20/40", "eta", "1,234 views/s", "loss 0.5"):
+        assert words in shown
+    assert "saved [bold]3[/bold]" in shown
+
+
+# --- TensorBoard --------------------------------------------------------------------
+
+
+def test_tensorboard_gets_the_values_and_forgets_steps_to_come(tmp_path, monkeypatch):
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, path, purge_step):
+            calls.append(("open", path, purge_step))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, value, step))
+
+        def close(self):
+            calls.append(("close",))
+
+    module = types.ModuleType("tensorboardX")
+    module.SummaryWriter = SummaryWriter  # pyright: ignore
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", module)
+    with metrics.Writer(tmp_path, last_step=6) as writer:
+        writer.write(7, 0.5, {"train/loss": 2.0, "z/std": float("nan")})
+    assert calls == [
+        ("open", str(tmp_path / "tensorboard"), 7),
+        ("train/loss", 2.0, 7),
+        ("close",),
     ]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sfrik_jax import config as configs
-from sfrik_jax import metrics, pretrain, weights
+from sfrik_jax import evaluation, metrics, pretrain, weights
 from sfrik_jax.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,12 @@ def logged(workdir: Path, name: str) -> list[float]:
 
 def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
     run = tmp_path / "run"
-    overrides = [*small, "eval.every_epochs=2", "eval.baselines=True"]
+    overrides = [
+        *small,
+        "eval.every_epochs=1",
+        "eval.baselines=True",
+        "log.every_steps=5",
+    ]
     said = finish(start(run, overrides), code=0)
     assert "random initialisation" in said
     assert "step 12/12" in said
@@ -120,13 +125,20 @@ def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
     assert found["train_seconds"] > 0
     assert found["views_per_second"] > 0
     rows = metrics.read_rows(run)
-    assert [r["step"] for r in rows if "train/loss" in r] == list(range(1, 13))
-    assert [r["step"] for r in rows if "online/knn5_top1" in r] == [8]
+    assert [r["step"] for r in rows if "train/loss" in r] == [1, 5, 10, 12]
+    online = {r["step"]: r for r in rows if "online/knn5_top1" in r}
+    assert list(online) == [4, 8, 12]
+    # The last of them is the figure of the summary, and its time does not count.
+    assert online[12]["online/linear_top1"] == found["linear_top1"]
+    assert found["train_seconds"] == round(online[12]["time/seconds"], 1)
+    [last] = [r for r in rows if r["step"] == 12 and "train/loss" in r]
+    assert last["time/seconds"] == online[12]["time/seconds"]
+    assert np.isfinite(last["z/std"])
     first = rows[0]
     for name in ("alignment", "mmd", "mmd_offdiagonal", "learning_rate"):
         assert np.isfinite(first[f"train/{name}"])
-    for name in ("z/uniformity", "z/std", "z/effective_rank"):
-        assert np.isfinite(first[name])
+    gauges = ("uniformity", "std", "effective_rank", "alignment", "mmd_offdiagonal")
+    assert all(np.isfinite(first[f"z/{name}"]) for name in gauges)
     assert first["train/learning_rate"] == 0
     header = (run / "metrics.csv").read_text().splitlines()[0]
     assert header.startswith("step,epoch,train/")
@@ -136,23 +148,31 @@ def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
     assert session["libraries"]["jax"] == jax.__version__
     backbone, variables, preprocessing = weights.load(run / "backbone.safetensors")
     features = np.asarray(backbone.apply(variables, np.zeros((2, 32, 32, 3))))
-    assert features.shape == (2, 32)
+    assert features.shape == (2, 128)
     assert preprocessing["image_size"] == 32
-    # The second run finds nothing to do, and the report needs the files alone.
+    # The second run finds nothing to do and leaves no trace.
+    before = (run / "run.json").read_text()
     assert "is done" in finish(start(run, overrides), code=0)
+    assert (run / "run.json").read_text() == before
+    # Another evaluation is carried out, without a step.
+    assert main(command(run, [*overrides, "eval.knn_k=3"])) == 0
+    assert "knn3_top1" in summary(run)
+    assert summary(run)["train_seconds"] == found["train_seconds"]
+    # The report needs the files alone.
     assert main(["report", str(run)]) == 0
     assert "<svg" in (run / "report.html").read_text()
 
 
-def test_stopped_and_resumed_is_never_stopped(tmp_path, small):
-    """SIGTERM in the middle, then the same command again: bitwise the same run."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_resumed_is_never_stopped(tmp_path, small, number):
+    """A signal in the middle, then the same command again: bitwise the same run."""
     overrides = [*small, "optim.epochs=30", "checkpoint.every_steps=5"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finish(start(whole, overrides), code=0)
     process = start(cut, overrides)
     while process.poll() is None and not logged(cut, "train/loss"):
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     said = finish(process, code=75)
     stopped = len(logged(cut, "train/loss"))
     assert f"preempted at step {stopped}, saved" in said
@@ -222,6 +242,53 @@ def test_a_changed_configuration_is_refused_with_its_diff(tmp_path, small, capsy
     said = capsys.readouterr().err
     assert "optim.epochs: 1 -> 3" in said
     assert said.count("\n") == said.count("error:") + said.count("step ")
+
+
+def test_a_start_that_failed_does_not_bind_the_next(tmp_path, small, capsys):
+    run = tmp_path / "run"
+    short = [*small, "optim.epochs=1", "optim.warmup_epochs=0"]
+    missing = [*short, "data.source=folder", f"data.path={tmp_path}/nowhere"]
+    assert main(command(run, missing)) == 66
+    assert main(command(run, [*short, f"init_from={tmp_path}/none.safetensors"])) == 66
+    assert main(command(run, short)) == 0
+    assert len(json.loads((run / "run.json").read_text())["sessions"]) == 1
+
+
+def test_other_data_under_the_same_settings_is_refused(tmp_path, small, capsys):
+    pictures = write_pictures(tmp_path / "pictures", count=20)
+    own = [*small, "data.source=folder", f"data.path={pictures}", "optim.epochs=2"]
+    own += ["data.train_split=train"]
+    run = tmp_path / "run"
+    assert main(command(run, own)) == 0
+    Image.new("RGB", (40, 40)).save(pictures / "0" / "deeper" / "0.jpg")
+    assert main(command(run, own)) == 78
+    assert "was started with other data" in capsys.readouterr().err
+
+
+def test_a_stop_during_the_last_evaluation_is_heeded(tmp_path, small, monkeypatch):
+    run = tmp_path / "run"
+    short = [*small, "optim.epochs=1", "optim.warmup_epochs=0"]
+    evaluate = evaluation.Evaluation.run
+
+    def evaluate_and_stop(self, state):
+        results = evaluate(self, state)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return results
+
+    monkeypatch.setattr(evaluation.Evaluation, "run", evaluate_and_stop)
+    assert main(command(run, short)) == 75
+    assert not (run / "summary.json").exists()
+    monkeypatch.undo()
+    assert main(command(run, short)) == 0
+    assert summary(run)["steps"] == 4
+
+
+def test_neighbours_beyond_the_examples_are_refused_before_a_step(
+    tmp_path, small, capsys
+):
+    few = [*small, "eval.train_split=train[:3]"]
+    assert main(command(tmp_path / "run", few)) == 2
+    assert "eval.knn_k=5 is more than the 3 images" in capsys.readouterr().err
 
 
 def test_a_run_directory_has_one_writer(tmp_path, small, capsys):
@@ -306,6 +373,21 @@ def test_milestones_and_the_profile_are_kept(tmp_path, small):
     steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir())
     assert steps == [4, 8, 11, 12]
     assert list((run / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("window", [(11, 40), (12, 12)])
+def test_a_profile_that_reaches_the_last_step_is_written(tmp_path, small, window):
+    run = tmp_path / "run"
+    traced = [f"profile.first_step={window[0]}", f"profile.last_step={window[1]}"]
+    assert main(command(run, [*small, *traced])) == 0
+    assert list((run / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_mesh_of_two_axes_trains(small):
+    job = job_of([*small, "mesh.data=4", "mesh.model=2"])
+    assert dict(job.mesh.shape) == {"data": 4, "model": 2}
+    _, scalars = job.step(job.random_state(), job.loader.batch(0))
+    assert np.isfinite(float(scalars["train/loss"]))
 
 
 def test_preview_draws_the_views_of_a_step(tmp_path, small):

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sfrik_jax.errors import MissingInputError
+from sfrik_jax.errors import CorruptInputError, MissingInputError
 
 EXTENSIONS = frozenset(
     (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
@@ -47,16 +47,34 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in above:
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(
-                    folder / entry.name, f"{prefix}{entry.name}/", above | {real}
-                )
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                yield prefix + entry.name
+    try:
+        found = list(os.scandir(folder))
+    except OSError as error:
+        raise unreadable(str(folder), error) from error
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(
+                folder / entry.name, f"{prefix}{entry.name}/", above | {real}
+            )
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            yield prefix + entry.name
+
+
+def file_size(path: str) -> int:
+    """Bytes. Errors: CorruptInputError, as for a link to nowhere."""
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> CorruptInputError:
+    """The error for a file or folder that the system does not give."""
+    return CorruptInputError(
+        f"{path} cannot be read ({error.strerror}); restore or remove it"
+    )
 
 
 def class_names(files: list[str]) -> list[str] | None:

@@ -78,30 +78,3 @@ def eval_batches(
         workers=workers,
         ahead=_AHEAD,
     )
-
-
-def eval_images(
-    source: Source,
-    *,
-    image_size: int,
-    resize: int,
-    workers: int = 0,
-    method: str = "bilinear",
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """`eval_batches` in one: uint8 [N, S, S, 3] and int32 labels [N] or None."""
-    images = np.empty((len(source), image_size, image_size, 3), np.uint8)
-    labels = []
-    start = 0
-    for batch, batch_labels in eval_batches(
-        source,
-        image_size=image_size,
-        resize=resize,
-        batch_size=_AHEAD,
-        workers=workers,
-        method=method,
-    ):
-        images[start : start + len(batch)] = batch
-        labels.append(batch_labels)
-        start += len(batch)
-    labelled = all(each is not None for each in labels)
-    return images, np.concatenate(labels) if labelled else None

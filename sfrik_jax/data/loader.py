@@ -21,12 +21,10 @@ from jax.sharding import Mesh
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.data import pipeline
 from sfrik_jax.data.decode import Picture
-from sfrik_jax.data.images import eval_batches, eval_images, load_images
+from sfrik_jax.data.images import load_images
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View, crop_boxes, permutation, size_groups
 from sfrik_jax.errors import ConfigError
-
-__all__ = ["Batch", "TrainLoader", "eval_batches", "eval_images", "load_images"]
 
 Batch = dict[str, Any]
 

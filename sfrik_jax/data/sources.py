@@ -156,9 +156,7 @@ class FolderSource(Source):
         try:
             return path.read_bytes()
         except OSError as error:
-            raise CorruptInputError(
-                f"{path} cannot be read ({error.strerror}); restore or remove it"
-            ) from error
+            raise folders.unreadable(str(path), error) from error
 
     def name(self, i: int) -> str:
         return str(self.root / self.files[i])
@@ -171,7 +169,7 @@ class FolderSource(Source):
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for i, file in enumerate(self.files):
-            size = os.stat(self.name(i)).st_size
+            size = folders.file_size(self.name(i))
             digest.update(f"{file}\0{size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 

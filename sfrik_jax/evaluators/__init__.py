@@ -1,7 +1,8 @@
 """Evaluators answer questions about frozen features; they neither log nor save.
 
-`evaluate` serves during training and at the end. Each name carries its protocol:
-`knn20_top1` is the weighted vote of 20 neighbours, `linear_top1` the linear probe.
+`evaluate_features` serves during training and at the end. Each name carries its
+protocol: `knn20_top1` is the weighted vote of 20 neighbours, `linear_top1` the linear
+probe.
 """
 
 from collections.abc import Iterator
@@ -9,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sfrik_jax.evaluators import features, knn, linear
-from sfrik_jax.evaluators.features import Encode
+from sfrik_jax.evaluators import knn, linear
 
 
 @dataclass(frozen=True)
@@ -24,31 +24,7 @@ class Settings:
     probe_batch_size: int = 256
     probe_learning_rates: tuple[float, ...] = linear.LEARNING_RATES
     probe_weight_decay: float = 1e-6
-    feature_batch_size: int = 256
     seed: int = 0
-
-
-def evaluate(
-    encode: Encode,
-    train_images: np.ndarray,
-    train_labels: np.ndarray,
-    test_images: np.ndarray,
-    test_labels: np.ndarray,
-    settings: Settings,
-) -> Iterator[tuple[str, float]]:
-    """Yields (name, value) of kNN and linear probe on the features of `encode`.
-
-    Args: images uint8 [N, S, S, 3], labels integers [N] in 0 … num_classes - 1.
-    Raises: ConfigError for an impossible setting, NonFiniteError for NaN features.
-    """
-    size = settings.feature_batch_size
-    yield from evaluate_features(
-        features.extract(encode, train_images, batch_size=size),
-        train_labels,
-        features.extract(encode, test_images, batch_size=size),
-        test_labels,
-        settings,
-    )
 
 
 def evaluate_features(
@@ -58,10 +34,11 @@ def evaluate_features(
     test_labels: np.ndarray,
     settings: Settings,
 ) -> Iterator[tuple[str, float]]:
-    """Yields what `evaluate` yields, from features [N, d] that are at hand.
+    """Yields (name, value) of kNN and linear probe on features [N, d] and [M, d].
 
     Names: knn{k}_top1, knn{k}_top5, linear_top1, linear_top5, linear_held_out_top1 (all
     in percent) and linear_learning_rate (the one that the held-out tenth chose).
+    Raises: ConfigError for an impossible setting or for features that are not finite.
     """
     sets = (train_features, train_labels, test_features, test_labels)
     votes = knn.classify(
