@@ -128,14 +128,18 @@ def _kernel_gradient(
     limit = n if size == 1 else max(1, min(n, PATCH_BYTES // image))
     part_size = next(k for k in range(limit, 0, -1) if n % k == 0)
 
-    def add(total, part):
-        images, bars = part
+    def product(images, bars):
         rows = _patches(images, size, stride).reshape(-1, columns)
-        product = jnp.matmul(rows.T, bars.reshape(-1, out), preferred_element_type=wide)
-        return total + product, None
+        return jnp.matmul(rows.T, bars.reshape(-1, out), preferred_element_type=wide)
 
+    if part_size == n:
+        return product(x, cotangent).reshape(size, size, -1, out)
     parts = [v.reshape(-1, part_size, *v.shape[1:]) for v in (x, cotangent)]
-    total, _ = jax.lax.scan(add, jnp.zeros((columns, out), wide), tuple(parts))
+    total, _ = jax.lax.scan(
+        lambda total, part: (total + product(*part), None),
+        jnp.zeros((columns, out), wide),
+        tuple(parts),
+    )
     return total.reshape(size, size, -1, out)
 
 
