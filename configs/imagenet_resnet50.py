@@ -25,7 +25,6 @@ def get_config() -> ConfigDict:
     config.data.name = "imagenet2012"
     config.eval.test_split = "validation"
     config.data.image_size = 224
-    config.data.recipe = "vicreg"
     config.data.batch_size = 2048
 
     config.model.backbone = "resnet50"

@@ -11,7 +11,7 @@ untrained network 62.2 %, kNN on raw pixels 80.1 % (seed 0; README.md).
 
 from ml_collections import ConfigDict
 
-from sfrik_jax.config import default
+from sfrik_jax.config import augment_section, default
 
 
 def get_config() -> ConfigDict:
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
     config.data.name = "fashion_mini"
     config.data.path = "data"
-    config.data.recipe = "small"
+    config.augment = augment_section("small")
     # Crops enlarged to 48 px: after the standard stem the blocks work on 12x12 maps, at
     # a fifth of the products of 28x28 maps behind the small stem.
     config.data.image_size = 48

@@ -12,7 +12,7 @@ Time and accuracy: not yet run here. Published accuracy: —
 
 from ml_collections import ConfigDict
 
-from sfrik_jax.config import default
+from sfrik_jax.config import augment_section, default
 
 
 def get_config() -> ConfigDict:
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.name = "stl10"
     config.data.train_split = "unlabelled"
     config.data.image_size = 64
-    config.data.recipe = "auh"
+    config.augment = augment_section("auh")
     config.data.batch_size = 2048
 
     config.model.backbone = "resnet18"

@@ -21,6 +21,7 @@ import numpy as np
 from sfrik_jax import resample
 from sfrik_jax.data.views import View, size_groups
 from sfrik_jax.resample import resized_crop
+from sfrik_jax.settings import PATCH_SHIFT
 
 # Inside this module an image batch is a list of channel planes [n, H, W], one (grey) or
 # three. On a CPU the trailing channel axis of length 3 would defeat vectorisation.
@@ -36,6 +37,8 @@ DRAWS = 11
 FLIP, JITTER, ORDER, FACTORS, GRAY, BLUR, SIGMA, SOLARIZE = 0, 1, 2, 3, 7, 8, 9, 10
 
 _KEY_STREAM = 0x61756767  # keeps these keys apart from others made from the same seed
+GRID = 3  # patches come from a grid of 3x3
+_PATCH_STREAM = 1  # and the draws of patches from those of a view
 
 
 def _split(images: jax.Array) -> Planes:
@@ -271,15 +274,44 @@ def photometric(images: jax.Array, keys: jax.Array, view: View) -> jax.Array:
     return normalize(_join(planes), view.mean, view.std)
 
 
+def cut_patches(images: jax.Array, keys: jax.Array, count: int, size: int) -> jax.Array:
+    """Patches of a 3x3 grid, `count` of the nine in random order: [B, count, p, p, 3].
+
+    Corner (i, j) of the grid is at i · step, j · step with step = (side - p - 24) // 2,
+    and each patch is shifted by an integer of its own in 0 … 24 along each axis.
+
+    Args:
+      images: [B, S, S, 3], S >= p + 24. keys: [B] typed keys. size: p in pixels.
+    """
+    side = images.shape[1]
+    step = (side - size - PATCH_SHIFT) // (GRID - 1)
+    if step < 0:
+        raise ValueError(f"patches of {size} px with shifts do not fit {side} px")
+
+    def of_one(image, key):
+        order_key, shift_key = jax.random.split(jax.random.fold_in(key, _PATCH_STREAM))
+        places = jax.random.permutation(order_key, GRID * GRID)[:count]
+        cells = jnp.stack([places // GRID, places % GRID], axis=1)
+        shifts = jax.random.randint(shift_key, (count, 2), 0, PATCH_SHIFT + 1)
+
+        def cut(corner):
+            start = (corner[0], corner[1], 0)
+            return jax.lax.dynamic_slice(image, start, (size, size, image.shape[2]))
+
+        return jax.vmap(cut)(step * cells + shifts)
+
+    return jax.vmap(of_one)(images, keys)
+
+
 def make_views(
     batch: Mapping[str, Any],
     views: tuple[View, ...],
     seed: int,
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> tuple[jax.Array, ...]:
-    """The network's input: [B, V_g, s, s, 3] for each group of equal-size views.
+    """The network's input: [B, V_g, s, s, 3] for each pass (see `views.size_groups`).
 
-    A group is a run of consecutive views of one size. `batch` holds "index" [B],
+    `batch` holds "index" [B],
     "epoch" [] and either "views", the uint8 crops of each group [B, V_g, s, s, 3], or
     "images", the whole data set [N, H, W, 1 or 3], with "boxes" [B, V, 4]. The batch
     stays the leading axis, so that merging the views into it moves no data.
@@ -296,6 +328,10 @@ def make_views(
             else:
                 box = batch["boxes"][:, view_id]
                 crops = resized_crop(images, box, view.size, view.method)
-            made.append(photometric(crops, keys, view))
-        groups.append(jnp.stack(made, axis=1).astype(dtype))
+            pictures = photometric(crops, keys, view)
+            if view.patches:
+                made.append(cut_patches(pictures, keys, view.patches, view.patch_size))
+            else:
+                made.append(pictures[:, None])
+        groups.append(jnp.concatenate(made, axis=1).astype(dtype))
     return tuple(groups)

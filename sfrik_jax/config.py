@@ -19,7 +19,14 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import config_checks, config_keys
 from sfrik_jax.errors import ConfigError, CorruptInputError, SfrikError
-from sfrik_jax.settings import CHOICES, DEFAULTS, LOSS_DEFAULTS, RESUME_FREE
+from sfrik_jax.settings import (
+    CHOICES,
+    DEFAULTS,
+    LOSS_DEFAULTS,
+    RECIPE_DEFAULTS,
+    RESUME_FREE,
+    VARIANTS,
+)
 
 __all__ = [
     "CHOICES",
@@ -27,6 +34,7 @@ __all__ = [
     "RESUME_FREE",
     "Schedule",
     "apply_overrides",
+    "augment_section",
     "default",
     "derive",
     "diff",
@@ -81,7 +89,15 @@ def loss_section(method: str) -> ConfigDict:
 
     Errors: ConfigError for an unknown method.
     """
-    return _tree(config_keys.known(method)).loss.lock()
+    return _tree(config_keys.known({"loss.method": method})).loss.lock()
+
+
+def augment_section(recipe: str) -> ConfigDict:
+    """The section `augment` of `recipe` with its defaults, for config files.
+
+    Errors: ConfigError for an unknown recipe.
+    """
+    return _tree(config_keys.known({"augment.recipe": recipe})).augment.lock()
 
 
 def load(spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -103,7 +119,9 @@ def load(spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     if path.suffix == ".json":
         config = from_json(_read(path), where=str(path))
     elif path.suffix == ".py":
-        config = _typed(flatten(_run_config_file(path, arg)))
+        flat = flatten(_run_config_file(path, arg))
+        _refuse_renamed_recipe(flat, path)
+        config = _typed(flat)
     else:
         raise ConfigError(f"--config {path}: give a .py file or a run's config.json")
     return apply_overrides(config, overrides)
@@ -112,8 +130,9 @@ def load(spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     """A locked copy of `config` with texts such as `optim.epochs=5` applied.
 
-    The last of two overrides of one key counts. Another `loss.method` first replaces
-    the section by that method's defaults; the method that it has changes nothing.
+    The last of two overrides of one key counts. Another `loss.method` or
+    `augment.recipe` first replaces its section by that name's defaults; the name that
+    is there changes nothing.
     Errors: ConfigError for an unknown key (with the nearest one) or a wrong type.
     """
     texts: dict[str, str] = {}
@@ -123,13 +142,15 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
             raise ConfigError(f"{key}: an override is written as key=value")
         texts[key] = text
     flat = flatten(config)
-    method = config_keys.parsed(texts.get("loss.method") or flat["loss.method"], "")
-    settings = config_keys.known(method)
-    if method != flat["loss.method"]:
-        others = {k: v for k, v in flat.items() if not k.startswith("loss.")}
-        flat = settings | others
+    names = {selector: flat[selector] for selector, _ in VARIANTS.values()}
+    chosen = {k: config_keys.parsed(texts.get(k) or v, "") for k, v in names.items()}
+    settings = config_keys.known(chosen)
+    for section, (selector, _) in VARIANTS.items():
+        if chosen[selector] != names[selector]:
+            flat = {k: v for k, v in flat.items() if not k.startswith(f"{section}.")}
+    flat = settings | flat
     for key, text in texts.items():
-        config_keys.refuse_unknown(key, method)
+        config_keys.refuse_unknown(key, chosen)
         flat[key] = config_keys.parsed(text, settings[key])
     return _typed(flat)
 
@@ -288,6 +309,18 @@ def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config {path}: get_config must return a ConfigDict")
     return config
+
+
+def _refuse_renamed_recipe(flat: Mapping[str, Any], path: Path) -> None:
+    """A file that sets the recipe's name alone has the settings of another recipe."""
+    first = DEFAULTS["augment"]["recipe"]
+    recipe = flat.get("augment.recipe", first)
+    left = {f"augment.{k}": v for k, v in RECIPE_DEFAULTS[first].items()}
+    if recipe != first and all(flat.get(key) == value for key, value in left.items()):
+        raise ConfigError(
+            f"{path}: augment.recipe={recipe!r} with the settings of {first}; write "
+            f"config.augment = augment_section({recipe!r}) (of sfrik_jax.config)"
+        )
 
 
 def _location(error: Exception, path: Path) -> str:

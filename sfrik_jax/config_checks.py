@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sfrik_jax.settings import CHOICES
+from sfrik_jax.settings import CHOICES, MULTI_CROP, PATCH_SHIFT
 
 Settings = Mapping[str, Any]
 Rule = Callable[[Settings], str | None]
@@ -39,6 +39,21 @@ def fraction() -> Range:
     return lambda value: 0 <= value < 1, "at least 0 and below 1"
 
 
+def between(low: float, high: float) -> Range:
+    """The numbers from `low` to `high`."""
+    return lambda value: low <= value <= high, f"between {low} and {high}"
+
+
+def probability() -> Range:
+    """The numbers from 0 to 1."""
+    return between(0, 1)
+
+
+def share() -> Range:
+    """The numbers above 0 and up to 1."""
+    return lambda value: 0 < value <= 1, "above 0 and at most 1"
+
+
 # For a tuple the range holds for each entry. A method has only some of the loss's keys.
 RANGES: dict[str, Range] = {
     "seed": at_least(0),
@@ -47,6 +62,28 @@ RANGES: dict[str, Range] = {
     "eval.resize": at_least(8),
     "data.batch_size": at_least(2),
     "data.workers": at_least(0),
+    "augment.crop_scale": share(),
+    "augment.patch_scale": share(),
+    "augment.large_scale": share(),
+    "augment.small_scale": share(),
+    "augment.flip_prob": probability(),
+    "augment.jitter_prob": probability(),
+    "augment.gray_prob": probability(),
+    "augment.blur_prob": probability(),
+    "augment.solarize_prob": probability(),
+    "augment.brightness": at_least(0),
+    "augment.contrast": at_least(0),
+    "augment.saturation": at_least(0),
+    "augment.hue": between(0, 0.5),
+    "augment.resize": at_least(8),
+    "augment.crop_size": at_least(8),
+    "augment.patch_size": at_least(8),
+    "augment.patch_image_size": at_least(8),
+    "augment.small_size": at_least(8),
+    "augment.crop_count": at_least(0),
+    "augment.patch_count": between(0, 9),
+    "augment.large_count": at_least(1),
+    "augment.small_count": at_least(0),
     "model.width": at_least(1),
     "model.hidden_dims": at_least(1),
     "model.embed_dim": at_least(2),
@@ -150,6 +187,43 @@ def check_picture_size(at: Settings) -> str | None:
     return None
 
 
+def check_recipe(at: Settings) -> str | None:
+    """Pairs are pairs, patches fit, and multi-crop has something to compare."""
+    for key, value in at.items():
+        if not key.startswith("augment.") or not isinstance(value, tuple):
+            continue
+        if len(value) != 2:
+            return f"{key}={shown(value)}; give two numbers"
+        if key.endswith("_scale") and value[0] > value[1]:
+            return f"{key}={shown(value)}; give the smaller share first"
+    recipe = at["augment.recipe"]
+    if recipe not in MULTI_CROP:
+        return None
+    if at["loss.method"] != "sfrik":
+        return (
+            f"loss.method={at['loss.method']!r} takes two views, and augment.recipe="
+            f"{recipe!r} makes more; use loss.method=sfrik"
+        )
+    counts = [key for key in at if re.fullmatch(r"augment\.\w+_count", key)]
+    views = sum(at[key] for key in counts) + (recipe == "obow")
+    if views < 2:
+        return f"{', '.join(counts)} leave a single view; make at least two"
+    if recipe == "obow":
+        side, patch = at["augment.patch_image_size"], at["augment.patch_size"]
+        if at["augment.patch_count"] and side < patch + PATCH_SHIFT:
+            return (
+                f"augment.patch_size={patch} does not fit augment.patch_image_size="
+                f"{side} with shifts of {PATCH_SHIFT} px; use at most "
+                f"{side - PATCH_SHIFT}"
+            )
+        if at["augment.resize"] < at["data.image_size"]:
+            return (
+                f"augment.resize={at['augment.resize']} is less than data.image_size="
+                f"{at['data.image_size']}; raise it"
+            )
+    return None
+
+
 def check_loss(at: Settings) -> str | None:
     """Something must be trained: a kernel that is not zero, a term that counts."""
     weights = at.get("loss.weights", (1.0,))
@@ -202,6 +276,7 @@ def check_mesh(at: Settings) -> str | None:
 RULES: tuple[Rule, ...] = (
     check_source,
     check_picture_size,
+    check_recipe,
     check_loss,
     check_schedule,
     check_probe,

@@ -10,7 +10,7 @@ from typing import Any
 
 from sfrik_jax.config_checks import choice_problem, nearest, shown
 from sfrik_jax.errors import ConfigError
-from sfrik_jax.settings import DEFAULTS, LOSS_DEFAULTS
+from sfrik_jax.settings import DEFAULTS, VARIANTS
 
 KIND_WORDS = {
     bool: "True or False",
@@ -36,23 +36,29 @@ def flatten(tree: Any, section_type: type) -> dict[str, Any]:
             flat |= {f"{key}.{name}": entry for name, entry in value.items()}
         else:
             flat[key] = value
-    method = flat.get("loss.method")
-    order = known(method) if method in tuple(LOSS_DEFAULTS) else {}
+    try:
+        order = known(flat)
+    except ConfigError:  # a name that does not exist is found where values are checked
+        order = {}
     return {key: flat[key] for key in order if key in flat} | flat
 
 
-def known(method: str) -> dict[str, Any]:
-    """All settings of a run with `method` and their defaults, in the tree's order.
+def known(names: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run and their defaults, in the tree's order.
 
-    Errors: ConfigError for an unknown method.
+    Args: names: may hold "loss.method" and "augment.recipe", on which their sections
+        depend; other keys are not looked at.
+    Errors: ConfigError for an unknown method or recipe.
     """
-    problem = choice_problem("loss.method", method)
-    if problem:
-        raise ConfigError(problem)
     flat: dict[str, Any] = {}
     for key, value in DEFAULTS.items():
-        if key == "loss":
-            value = {"method": method, **LOSS_DEFAULTS[method]}
+        if key in VARIANTS:
+            selector, variants = VARIANTS[key]
+            name = names.get(selector, default_of(selector))
+            problem = choice_problem(selector, name)
+            if problem:
+                raise ConfigError(problem)
+            value = {selector.removeprefix(f"{key}."): name, **variants[name]}
         if isinstance(value, dict):
             flat |= {f"{key}.{name}": entry for name, entry in value.items()}
         else:
@@ -65,30 +71,38 @@ def typed(flat: Mapping[str, Any]) -> dict[str, Any]:
 
     Errors: ConfigError for an unknown key, an unknown method or a wrong type.
     """
-    method = flat.get("loss.method", DEFAULTS["loss"]["method"])
-    all_settings = known(method)
+    all_settings = known(flat)
     for key in flat:
-        refuse_unknown(key, method)
+        refuse_unknown(key, flat)
     return {
         key: converted(key, flat.get(key, like), like)
         for key, like in all_settings.items()
     }
 
 
-def refuse_unknown(key: str, method: str) -> None:
+def default_of(key: str) -> Any:
+    """The default of a setting such as `loss.method`."""
+    section, _, name = key.rpartition(".")
+    return DEFAULTS[section][name]
+
+
+def refuse_unknown(key: str, names: Mapping[str, Any]) -> None:
     """Raises ConfigError, with the nearest name, unless `key` is a setting."""
-    settings = known(method)
+    settings = known(names)
     if key in settings:
         return
     if key in DEFAULTS:
         fields = [k for k in settings if k.startswith(f"{key}.")]
         raise ConfigError(f"{key} is a section; set one of {', '.join(fields)}")
     section, _, name = key.rpartition(".")
-    owners = [m for m, fields in LOSS_DEFAULTS.items() if name in fields]
-    if section == "loss" and owners:
+    selector, variants = VARIANTS.get(section, ("", {}))
+    owners = [m for m, fields in variants.items() if name in fields]
+    if owners:
+        chosen = names.get(selector, default_of(selector))
         raise ConfigError(
-            f"{key} belongs to the method {' and '.join(owners)}; "
-            f"loss.method={method!r} has {', '.join(LOSS_DEFAULTS[method])}"
+            f"{key} belongs to the {selector.rpartition('.')[2]} "
+            f"{' and '.join(owners)}; {selector}={chosen!r} has "
+            f"{', '.join(variants[chosen])}"
         )
     fields = [k[len(section) + 1 :] for k in settings if k.startswith(f"{section}.")]
     listed = f"{section} has" if fields else "there are"

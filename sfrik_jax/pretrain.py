@@ -28,10 +28,11 @@ from sfrik_jax import (
 )
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
+from sfrik_jax.data import views as view_recipes
 from sfrik_jax.data.decode import decode_rgb
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.sources import Source, open_source
-from sfrik_jax.data.views import RECIPES, View
+from sfrik_jax.data.views import View
 from sfrik_jax.errors import ConfigError, Preempted
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.evaluators import pictures
@@ -96,7 +97,7 @@ def build(config: ConfigDict) -> Job:
         source=data.source, name=data.name, path=data.path, split=data.train_split
     )
     configs.validate(config, num_examples=len(source), num_devices=mesh.size)
-    views = RECIPES[data.recipe](data.image_size)
+    views = view_recipes.build(data.image_size, **config.augment)
     loader = TrainLoader(
         source,
         views,
@@ -160,7 +161,7 @@ def train(
             first=first,
             total=total,
             steps_per_epoch=plan.steps_per_epoch,
-            views_per_step=config.data.batch_size * len(job.views),
+            views_per_step=config.data.batch_size * view_recipes.num_views(job.views),
             indices=job.loader.indices,
         )
         for step in range(first + 1, total + 1):

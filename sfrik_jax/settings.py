@@ -25,6 +25,75 @@ LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What two-view recipes set, and in this order. Probabilities of blur and solarisation
+# are those of view 1 and view 2.
+_TWO_VIEWS: dict[str, Any] = {
+    "crop_scale": (0.08, 1.0),  # share of the picture's area
+    "flip_prob": 0.5,
+    "jitter_prob": 0.8,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "gray_prob": 0.2,
+    "blur_prob": (1.0, 0.1),
+    "solarize_prob": (0.0, 0.2),
+    "normalization": "imagenet",
+}
+_ALL_JITTERED = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4}
+_PLAIN = {"blur_prob": (0.0, 0.0), "solarize_prob": (0.0, 0.0)}
+_MULTI_CROP: dict[str, Any] = {
+    "flip_prob": 0.5,
+    "jitter_prob": 0.8,
+    "brightness": 0.8,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "hue": 0.2,
+    "gray_prob": 0.2,
+    "blur_prob": 0.5,
+    "normalization": "imagenet",
+}
+
+# The settings of each recipe. The section `augment` of a run holds `recipe` and exactly
+# the settings of that recipe. `data.image_size` is the side of the two views, of OBoW's
+# original and of SwAV's large views.
+RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vicreg": _TWO_VIEWS,
+    "simclr": _TWO_VIEWS
+    | {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    | {"blur_prob": (0.5, 0.5), "solarize_prob": (0.0, 0.0)},
+    "auh": _TWO_VIEWS
+    | _ALL_JITTERED
+    | _PLAIN
+    | {"jitter_prob": 1.0, "normalization": "stl10"},
+    "small": _TWO_VIEWS | _PLAIN | {"crop_scale": (0.25, 1.0)},
+    "obow": {
+        "resize": 256,  # short side of the original, whose centre is a view
+        "crop_count": 2,
+        "crop_size": 160,
+        "crop_scale": (0.08, 0.6),
+        "patch_count": 5,  # of the nine of a grid
+        "patch_size": 96,
+        "patch_image_size": 256,  # side of the picture that patches are cut from
+        "patch_scale": (0.6, 1.0),
+        **_MULTI_CROP,
+        **_ALL_JITTERED,
+    },
+    "swav": {
+        "large_count": 2,
+        "large_scale": (0.14, 1.0),
+        "small_count": 6,
+        "small_size": 96,
+        "small_scale": (0.05, 0.14),
+        **_MULTI_CROP,
+    },
+}
+
+# Recipes of more than two views, which SFRIK alone takes.
+MULTI_CROP = ("obow", "swav")
+# Pixels by which OBoW shifts each patch.
+PATCH_SHIFT = 24
+
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "init_from": "",  # safetensors of a backbone to start from; "" = random weights
@@ -34,12 +103,12 @@ DEFAULTS: dict[str, Any] = {
         "path": "",  # TFDS data_dir ("" = its default), or the folder of pictures
         "train_split": "train",
         "image_size": 224,  # side of the views
-        "recipe": "vicreg",
         "batch_size": 2048,  # global: over all devices
         "residence": "auto",  # the whole set on the device, or batches from the host
         "workers": 0,  # decoding threads; 0 = all cores
         "resample": "exact",  # Pillow's result, or a faster one near it
     },
+    "augment": {"recipe": "vicreg", **RECIPE_DEFAULTS["vicreg"]},
     "model": {
         "backbone": "resnet18",
         "width": 64,  # channels of the stem; 64 = the standard network
@@ -86,7 +155,8 @@ DEFAULTS: dict[str, Any] = {
 # data.views.RECIPES.
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("tfds", "folder"),
-    "data.recipe": ("vicreg", "simclr", "auh", "small"),
+    "augment.recipe": tuple(RECIPE_DEFAULTS),
+    "augment.normalization": ("imagenet", "stl10"),
     "data.residence": ("auto", "device", "host"),
     "data.resample": ("exact", "fast"),
     "model.backbone": (
@@ -101,6 +171,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float32", "float64"),
     "loss.method": tuple(LOSS_DEFAULTS),
     "optim.name": ("lars", "adamw", "sgd"),
+}
+
+# The sections whose settings depend on a name: section -> (that name's key, settings).
+VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "augment": ("augment.recipe", RECIPE_DEFAULTS),
+    "loss": ("loss.method", LOSS_DEFAULTS),
 }
 
 # Keys, or sections ending in a dot, that a resumed run may change: they touch neither

@@ -1,6 +1,7 @@
 """One training step: a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from sfrik_jax import augment, losses, metrics
-from sfrik_jax.data.views import View
+from sfrik_jax.data.views import View, anchors, num_views, size_groups
 from sfrik_jax.mesh import batch_sharding, replicated
 from sfrik_jax.models import SSLModel
 from sfrik_jax.settings import LOSS_DEFAULTS
@@ -47,12 +48,13 @@ def make_train_step(
       step(state, batch) -> (state, scalars). The scalars are named as in
       metrics.jsonl; with automatic partitioning each is over the global batch.
     """
-    loss = losses.METHODS[method]
+    loss = make_loss(views, method=method, settings=loss_settings, mesh=mesh)
+    joint = [views[group[0]].joint for group in size_groups(views)]
     dtype = model.backbone.dtype
 
     def loss_of(params, batch_stats, groups):
-        z, batch_stats = forward(model, params, batch_stats, groups)
-        value, terms = loss(z, mesh=mesh, **loss_settings)
+        z, batch_stats = forward(model, params, batch_stats, groups, joint)
+        value, terms = loss(z)
         return value, (batch_stats, terms, z)
 
     def train_step(state: TrainState, batch: Mapping[str, Any]):
@@ -79,23 +81,42 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
 
 
+def make_loss(
+    views: tuple[View, ...],
+    *,
+    method: str,
+    settings: Mapping[str, Any],
+    mesh: Mesh | None,
+) -> Callable[[list[jax.Array]], tuple[jax.Array, Scalars]]:
+    """The loss of the embeddings of a recipe's views, its anchors known."""
+    loss = partial(losses.METHODS[method], mesh=mesh, **settings)
+    if len(anchors(views)) == num_views(views):
+        return loss
+    return partial(loss, anchors=anchors(views))
+
+
 def forward(
-    model: SSLModel, params: Any, batch_stats: Any, groups: Sequence[jax.Array]
+    model: SSLModel,
+    params: Any,
+    batch_stats: Any,
+    groups: Sequence[jax.Array],
+    joint: Sequence[bool],
 ) -> tuple[list[jax.Array], Any]:
     """Embeddings of every view in training mode, and the new batch statistics.
 
     Args:
       groups: views of equal size, [B, V_g, s, s, 3]; one pass of the network each,
         from the first group to the last.
+      joint: for each group, whether its views share their batch statistics.
 
     Returns:
       z, a list of [B, q], one for each view; the running statistics.
     """
     z = []
-    for images in groups:
+    for images, together in zip(groups, joint, strict=True):
         variables = {"params": params, "batch_stats": batch_stats}
         (_, embeddings), changed = model.apply(
-            variables, images, train=True, mutable=["batch_stats"]
+            variables, images, train=True, joint=together, mutable=["batch_stats"]
         )
         batch_stats = changed["batch_stats"]
         z += [embeddings[:, view] for view in range(images.shape[1])]

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sfrik_jax import augment
-from sfrik_jax.data.views import RECIPES, View
+from sfrik_jax.data.views import View, build
 from sfrik_jax.errors import ConfigError
 
 # A view without any random step, with values left in 0 … 1.
@@ -327,7 +327,7 @@ def test_make_views_is_the_same_for_host_and_device_residence(images):
 
 
 def test_one_channel_gives_what_three_equal_channels_give(images):
-    views = RECIPES["vicreg"](16)
+    views = build(16, recipe="vicreg")
     grey = images[..., :1]
     batch = resident_batch(grey, views)
     (one,) = make_views(batch, views=views, seed=7)
@@ -340,7 +340,7 @@ def test_one_channel_gives_what_three_equal_channels_give(images):
 
 
 def test_views_of_a_step_differ_and_do_not_depend_on_the_batch(images):
-    views = RECIPES["vicreg"](16)
+    views = build(16, recipe="vicreg")
     batch = resident_batch(images, views)
     (all_rows,) = make_views(batch, views=views, seed=7)
     half = batch | {name: batch[name][2:4] for name in ("index", "boxes")}
@@ -350,7 +350,7 @@ def test_views_of_a_step_differ_and_do_not_depend_on_the_batch(images):
 
 
 def test_a_sharded_batch_needs_no_communication(images):
-    views = RECIPES["vicreg"](16)
+    views = build(16, recipe="vicreg")
     batch = resident_batch(images, views)
     devices = len(jax.devices())
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
@@ -369,3 +369,67 @@ def test_a_sharded_batch_needs_no_communication(images):
     assert got.sharding.is_equivalent_to(rows, got.ndim)
     (want,) = make_views(batch, views=views, seed=7)
     np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+# --- Patches --------------------------------------------------------------------------
+
+
+def coordinates(side):
+    """[side, side, 3] whose pixels say where they are."""
+    rows, columns = np.mgrid[:side, :side]
+    return np.stack([rows, columns, 0 * rows], axis=-1).astype(np.float32)
+
+
+def test_patches_are_cut_from_shifted_cells_of_the_grid():
+    side, size, count, n = 256, 96, 5, 400
+    keys = view_keys(0, 0, jnp.arange(n), 0)
+    images = jnp.broadcast_to(coordinates(side), (n, side, side, 3))
+    patches = np.asarray(augment.cut_patches(images, keys, count, size))
+    assert patches.shape == (n, count, size, size, 3)
+    corners = patches[:, :, 0, 0, :2]
+    np.testing.assert_array_equal(
+        patches - corners[:, :, None, None] @ np.eye(2, 3, dtype=np.float32),
+        np.broadcast_to(coordinates(size), patches.shape),
+    )
+    # Steps of (256 - 96 - 24) // 2 = 68 px are more than the shifts of at most 24.
+    cells, shifts = np.divmod(corners, 68)
+    assert shifts.min() == 0 and shifts.max() == 24
+    assert set(np.unique(cells)) == {0, 1, 2}
+    numbers = 3 * cells[..., 0] + cells[..., 1]
+    assert all(len(set(row)) == count for row in numbers)
+    # Each cell is in a picture with probability 5/9, each shift has probability 1/25.
+    odds = np.bincount(numbers.astype(int).ravel(), minlength=9) / n
+    np.testing.assert_allclose(odds, 5 / 9, atol=5 * np.sqrt(5 / 9 * 4 / 9 / n))
+    share = np.bincount(shifts.astype(int).ravel(), minlength=25) / shifts.size
+    np.testing.assert_allclose(share, 0.04, atol=5 * np.sqrt(0.04 / shifts.size))
+
+
+def test_patches_that_do_not_fit_are_refused():
+    keys = view_keys(0, 0, jnp.arange(2), 0)
+    with pytest.raises(ValueError, match="96 px with shifts do not fit 119 px"):
+        augment.cut_patches(jnp.zeros((2, 119, 119, 3)), keys, 5, 96)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shapes"),
+    [
+        ("obow", [(8, 1, 16, 16, 3), (8, 2, 16, 16, 3), (8, 5, 8, 8, 3)]),
+        ("swav", [(8, 2, 16, 16, 3), (8, 6, 8, 8, 3)]),
+    ],
+)
+def test_multi_crop_has_one_group_for_each_pass(images, recipe, shapes):
+    small = {
+        "obow": {
+            "resize": 18,
+            "crop_size": 16,
+            "patch_size": 8,
+            "patch_image_size": 32,
+        },
+        "swav": {"small_size": 8},
+    }
+    views = build(16, recipe=recipe, **small[recipe])
+    batch = resident_batch(images, views)
+    groups = make_views(batch, views=views, seed=7)
+    assert [group.shape for group in groups] == shapes
+    first, second = groups[-1][:, 0], groups[-1][:, 1]
+    assert np.abs(first - second).mean() > 0.05

@@ -13,6 +13,7 @@ from sfrik_jax.config import Schedule
 from sfrik_jax.config_keys import known
 from sfrik_jax.data import views
 from sfrik_jax.errors import ConfigError, CorruptInputError
+from sfrik_jax.settings import RECIPE_DEFAULTS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -50,7 +51,7 @@ def test_each_method_has_a_valid_section_of_its_own(method):
     [
         ("model.backbone", models.BACKBONES),
         ("loss.method", losses.METHODS),
-        ("data.recipe", views.RECIPES),
+        ("augment.recipe", views.RECIPES),
     ],
 )
 def test_the_choices_are_those_of_the_code(key, table):
@@ -110,6 +111,39 @@ def test_naming_the_method_that_is_there_keeps_its_settings():
     assert configs.diff(config, again) == []
 
 
+def test_another_recipe_brings_its_own_settings_whatever_the_order():
+    config = configs.apply_overrides(
+        configs.default(), ["augment.hue=0.3", "augment.recipe=swav"]
+    )
+    want = {"recipe": "swav", **RECIPE_DEFAULTS["swav"], "hue": 0.3}
+    assert config.augment.to_dict() == want
+    configs.validate(config)
+    again = configs.apply_overrides(config, ["augment.recipe=swav"])
+    assert configs.diff(config, again) == []
+    assert configs.diff(config, configs.from_json(configs.to_json(config))) == []
+
+
+def test_both_variants_change_at_once():
+    config = configs.apply_overrides(
+        configs.default(), ["loss.method=auh", "augment.recipe=auh"]
+    )
+    assert config.loss == configs.loss_section("auh")
+    assert config.augment == configs.augment_section("auh")
+
+
+def test_a_file_that_sets_the_recipes_name_alone_is_refused(tmp_path):
+    path = tmp_path / "named.py"
+    path.write_text(
+        "from sfrik_jax.config import default\n"
+        "def get_config():\n"
+        "    config = default()\n"
+        "    config.augment.recipe = 'simclr'\n"
+        "    return config\n"
+    )
+    with pytest.raises(ConfigError, match=r"augment_section\('simclr'\)"):
+        configs.load(path)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -149,9 +183,16 @@ def test_an_unknown_key_or_a_wrong_type_is_refused(override, words):
         ("seed=2147483648", "at most 2147483647"),
         ("data.source=web", "choose one of tfds, folder"),
         (
-            "data.recipe=vicregg",
-            "choose one of vicreg, simclr, auh, small; did you mean",
+            "augment.recipe=vicregg",
+            "choose one of vicreg, simclr, auh, small, obow, swav; did you mean",
         ),
+        ("augment.crop_scale=0,1", "each entry must be above 0 and at most 1"),
+        ("augment.crop_scale=0.5,0.2", "give the smaller share first"),
+        ("augment.blur_prob=0.5,", "give two numbers"),
+        ("augment.flip_prob=1.5", "between 0 and 1"),
+        ("augment.hue=0.6", "between 0 and 0.5"),
+        ("augment.brightness=-1", "at least 0"),
+        ("augment.normalization=cifar", "choose one of imagenet, stl10"),
         ("data.residence=gpu", "choose one of auto, device, host"),
         ("data.resample=nearest", "choose one of exact, fast"),
         ("model.backbone=resnet19", "choose one of resnet14, resnet18"),
@@ -222,6 +263,21 @@ def test_an_impossible_value_is_refused_with_setting_and_remedy(override, words)
 )
 def test_each_method_checks_its_own_settings(method, override, words):
     assert words in refusal(override, method=method)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["augment.patch_count=10"], "between 0 and 9"),
+        (["augment.patch_size=240"], "use at most 232"),
+        (["augment.resize=200"], "is less than data.image_size=224"),
+        (["augment.crop_count=0", "augment.patch_count=0"], "make at least two"),
+        (["loss.method=simclr"], "use loss.method=sfrik"),
+        (["augment.small_count=3"], "belongs to the recipe swav"),
+    ],
+)
+def test_multi_crop_checks_its_views(overrides, words):
+    assert words in refusal("augment.recipe=obow", *overrides)
 
 
 def test_checks_that_need_two_settings():
@@ -352,7 +408,7 @@ def test_json_and_back_is_the_same_configuration(tmp_path, method):
     (tmp_path / "config.json").write_text(configs.to_json(config))
     again = configs.load(tmp_path)
     assert configs.diff(config, again) == []
-    assert list(configs.flatten(again)) == list(known(method))
+    assert list(configs.flatten(again)) == list(known({"loss.method": method}))
     assert configs.load(tmp_path / "config.json", ["seed=3"]).seed == 3
 
 

@@ -10,7 +10,12 @@ import pytest
 from sfrik_jax import augment
 from sfrik_jax import config as configs
 from sfrik_jax.__main__ import build_parser, split_overrides
-from sfrik_jax.settings import DEFAULTS, LOSS_DEFAULTS
+from sfrik_jax.settings import (
+    DEFAULTS,
+    LOSS_DEFAULTS,
+    RECIPE_DEFAULTS,
+    VARIANTS,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -79,8 +84,9 @@ def test_the_table_of_settings_is_complete_and_right():
     rows = re.findall(r"^\| (?:(\w+) \| )?`([\w.]+)` \| `(.+?)` \|", page, flags=re.M)
     table = {(method, key): default for method, key, default in rows}
     want = {("", "loss.method"): DEFAULTS["loss"]["method"]}
+    want["", "augment.recipe"] = DEFAULTS["augment"]["recipe"]
     for section, value in DEFAULTS.items():
-        if section == "loss":
+        if section in VARIANTS:
             continue
         entries = value.items() if isinstance(value, dict) else [("", value)]
         for name, default in entries:
@@ -88,6 +94,25 @@ def test_the_table_of_settings_is_complete_and_right():
     for method, settings in LOSS_DEFAULTS.items():
         want |= {(method, f"loss.{name}"): v for name, v in settings.items()}
     assert table == {key: repr(v).replace("'", '"') for key, v in want.items()}
+
+
+def test_the_tables_of_recipes_are_complete_and_right():
+    page = (ROOT / "docs" / "data.md").read_text()
+    found: dict[str, dict[str, str]] = {}
+    recipes: list[str] = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[:2] == ["setting", "what"]:
+            recipes = cells[2:]
+        elif cells[0].startswith("`augment."):
+            for recipe, cell in zip(recipes, cells[2:], strict=True):
+                if cell != "–":
+                    key = cells[0].strip("`").removeprefix("augment.")
+                    found.setdefault(recipe, {})[key] = cell.strip("`")
+    assert found == {
+        recipe: {k: repr(v).replace("'", '"') for k, v in settings.items()}
+        for recipe, settings in RECIPE_DEFAULTS.items()
+    }
 
 
 def test_the_settings_that_may_change_are_listed():

@@ -15,11 +15,11 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "errors settings kernels metrics optim data data.views data.pipeline "
+    "errors settings kernels metrics optim data data.pipeline "
     "models.layers models.norm report.page",
-    "mesh resample interrupts checkpoint config_checks data.decode data.folders "
-    "data.idx data.prepared models.projector models.resnet evaluators.checks "
-    "evaluators.features evaluators.baselines report.run",
+    "mesh data.views resample interrupts checkpoint config_checks data.decode "
+    "data.folders data.idx data.prepared models.projector models.resnet "
+    "evaluators.checks evaluators.features evaluators.baselines report.run",
     "mmd augment models config_keys data.photos data.sources evaluators.knn "
     "evaluators.linear report.curves report.verdict",
     "losses config weights train_state data.images data.builders "

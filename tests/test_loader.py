@@ -21,7 +21,7 @@ from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
-TWO_VIEWS = views.vicreg(16)
+TWO_VIEWS = views.build(16, recipe="vicreg")
 
 
 @pytest.fixture
@@ -232,7 +232,8 @@ def test_a_program_that_forgets_to_close_ends(patch_folder):
         import sys
         from sfrik_jax.data import loader, sources, views
         source = sources.FolderSource(sys.argv[1])
-        batches = loader.TrainLoader(source, views.vicreg(32), batch_size=16, seed=0)
+        pair = views.build(32, recipe="vicreg")
+        batches = loader.TrainLoader(source, pair, batch_size=16, seed=0)
         iterator = batches.iterate()
         print(next(iterator)["epoch"])
     """
@@ -258,8 +259,9 @@ TWO_PROCESSES = """
         def read(self, i):
             read.append(i)
             return super().read(i)
+    pair = views.build(16, recipe="vicreg")
     batches = loader.TrainLoader(
-        Watched(folder), views.vicreg(16), batch_size=8, seed=3, mesh=make_mesh()
+        Watched(folder), pair, batch_size=8, seed=3, mesh=make_mesh()
     )
     batch = batches.batch(2)
     whole = multihost_utils.process_allgather(batch, tiled=True)

@@ -91,7 +91,7 @@ def convolution_by_products(x, kernel, strides, padding, **_):
 
 def make_step(model, optimizer, method):
     def loss_of(params, batch_stats, images):
-        z, batch_stats = step.forward(model, params, batch_stats, [images])
+        z, batch_stats = step.forward(model, params, batch_stats, [images], [False])
         return losses.METHODS[method](z, **SETTINGS[method])[0], batch_stats
 
     @jax.jit

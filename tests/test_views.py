@@ -170,7 +170,7 @@ def test_seed_epoch_and_view_each_change_the_boxes(change):
 
 
 def test_recipes_are_those_of_the_protocol():
-    first, second = views.RECIPES["vicreg"](224)
+    first, second = views.build(224, recipe="vicreg")
     assert (first.blur_prob, second.blur_prob) == (1.0, 0.1)
     assert (first.solarize_prob, second.solarize_prob) == (0.0, 0.2)
     assert (first.brightness, first.contrast, first.saturation, first.hue) == (
@@ -179,17 +179,85 @@ def test_recipes_are_those_of_the_protocol():
         0.2,
         0.1,
     )
-    simclr = views.RECIPES["simclr"](32)
+    simclr = views.build(32, recipe="simclr")
     assert simclr[0] == simclr[1]
     assert (simclr[0].brightness, simclr[0].hue, simclr[0].blur_prob) == (0.8, 0.2, 0.5)
-    auh = views.RECIPES["auh"](64)[0]
+    auh = views.build(64, recipe="auh")[0]
     assert (auh.jitter_prob, auh.blur_prob, auh.mean) == (1.0, 0.0, views.STL10_MEAN)
-    for name, recipe in views.RECIPES.items():
+    for name in ("vicreg", "simclr", "auh", "small"):
         smallest = 0.25 if name == "small" else 0.08
-        for view in recipe(96):
+        for view in views.build(96, recipe=name):
             assert view.size == 96
             assert (view.scale, view.method) == ((smallest, 1.0), "bicubic")
             assert (view.flip_prob, view.gray_prob) == (0.5, 0.2)
+
+
+def test_obow_is_an_original_two_crops_and_five_patches():
+    recipe = views.build(224, recipe="obow")
+    original, *crops, patches = recipe
+    assert (original.size, original.resize, original.jitter_prob) == (224, 256, 0)
+    assert (original.flip_prob, original.gray_prob, original.blur_prob) == (0.5, 0, 0)
+    assert crops[0] == crops[1] and len(crops) == 2
+    assert (crops[0].size, crops[0].scale, crops[0].blur_prob) == (
+        160,
+        (0.08, 0.6),
+        0.5,
+    )
+    assert (patches.size, patches.scale, patches.blur_prob) == (256, (0.6, 1.0), 0)
+    assert (patches.patches, patches.patch_size) == (5, 96)
+    for view in (*crops, patches):
+        strengths = view.brightness, view.contrast, view.saturation, view.hue
+        assert strengths == (0.4,) * 4
+        assert (view.jitter_prob, view.gray_prob) == (0.8, 0.2)
+    assert {view.method for view in recipe} == {"bilinear"}
+    assert all(view.joint for view in recipe)
+    assert views.size_groups(recipe) == ((0,), (1, 2), (3,))
+    assert views.anchors(recipe) == (0,)
+    assert views.num_views(recipe) == 8
+
+
+def test_obow_groups_of_one_size_stay_apart():
+    recipe = views.build(
+        96, recipe="obow", resize=96, crop_size=96, patch_image_size=96, patch_size=72
+    )
+    assert views.size_groups(recipe) == ((0,), (1, 2), (3,))
+
+
+def test_swav_is_two_large_and_six_small_crops():
+    recipe = views.build(224, recipe="swav")
+    assert [view.size for view in recipe] == [224] * 2 + [96] * 6
+    assert [view.scale for view in recipe] == [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6
+    for view in recipe:
+        strengths = view.brightness, view.contrast, view.saturation, view.hue
+        assert strengths == (0.8, 0.8, 0.8, 0.2)
+        assert (view.jitter_prob, view.gray_prob, view.blur_prob) == (0.8, 0.2, 0.5)
+        assert (view.method, view.joint, view.solarize_prob) == ("bilinear", True, 0)
+    assert views.size_groups(recipe) == ((0, 1), (2, 3, 4, 5, 6, 7))
+    assert views.anchors(recipe) == (0, 1)
+
+
+def test_a_setting_reaches_the_views():
+    first, second = views.build(32, recipe="simclr", blur_prob=(0.1, 0.7), hue=0.05)
+    assert (first.blur_prob, second.blur_prob) == (0.1, 0.7)
+    assert first.hue == second.hue == 0.05
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((256, 256), (16, 16, 224, 224)),
+        ((375, 500), (23, 86, 328, 328)),
+        ((500, 375), (86, 23, 328, 328)),
+        ((3, 9), (0, 3, 3, 3)),
+    ],
+)
+def test_the_centre_view_has_the_middle_of_the_short_side(size, box):
+    view = View(224, resize=256)
+    made = views.crop_boxes(
+        [size[0]], [size[1]], view, seed=0, epoch=0, index=[0], view_id=0
+    )
+    assert made.tolist() == [list(box)]
+    assert made.dtype == np.int32
 
 
 def test_size_groups_are_runs_of_equal_size():

@@ -4,16 +4,24 @@ Every random choice made on the host is a function of (seed, epoch, index, view)
 is no generator state: any batch can be drawn alone, in any order, by any process.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from sfrik_jax.settings import RECIPE_DEFAULTS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STL10_MEAN = (0.441, 0.428, 0.387)
 STL10_STD = (0.268, 0.261, 0.269)
+NORMALIZATIONS: dict[str, dict[str, Any]] = {
+    "imagenet": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "stl10": {"mean": STL10_MEAN, "std": STL10_STD},
+}
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CHAIN = np.uint64(0xD1B54A32D192ED03)
@@ -27,7 +35,15 @@ _CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class View:
-    """One view: a random crop, then flip, jitter, grey, blur, solarise, normalise.
+    """One picture made of a source, a view or several: crop, then flip, jitter, grey,
+    blur, solarise, normalise.
+
+    With `resize` the crop is no random one but the centre: the picture's short side
+    brought to `resize`, and the central `size` of it. With `patches` the result is cut
+    into that many views of `patch_size` (see `augment.cut_patches`). Views of one
+    `group` and size go through the network in one pass; `joint` says that batch norm's
+    statistics are those of the whole pass, not of each view. An `anchor` is compared
+    with all other views.
 
     `size` is the side in pixels, `scale` the share of the image's area that a crop
     covers, `ratio` its width over height (log-uniform). Jitter strengths s give factors
@@ -52,67 +68,142 @@ class View:
     solarize_prob: float = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    resize: int = 0
+    patches: int = 0
+    patch_size: int = 0
+    group: int = 0
+    joint: bool = False
+    anchor: bool = True
+
+    @property
+    def count(self) -> int:
+        """The views that the network sees of it."""
+        return self.patches or 1
 
 
-def _jitter(brightness: float, contrast: float, saturation: float, hue: float) -> dict:
-    return {
-        "brightness": brightness,
-        "contrast": contrast,
-        "saturation": saturation,
-        "hue": hue,
-        "gray_prob": 0.2,
-    }
+def two_views(
+    size: int,
+    *,
+    crop_scale: tuple[float, float],
+    blur_prob: tuple[float, float],
+    solarize_prob: tuple[float, float],
+    normalization: str,
+    **operations: Any,
+) -> tuple[View, ...]:
+    """Two random crops, each with batch-norm statistics of its own.
 
-
-def vicreg(size: int) -> tuple[View, ...]:
-    """VICReg's two views: always blurred, and seldom blurred but at times solarised."""
-    jitter = _jitter(0.4, 0.4, 0.2, 0.1)
-    return (
-        View(size, jitter_prob=0.8, blur_prob=1.0, **jitter),
-        View(size, jitter_prob=0.8, blur_prob=0.1, solarize_prob=0.2, **jitter),
+    The recipes of VICReg, SimCLR and AUH, and `small`, which is not from the paper:
+    8 % of a picture of 28 px would be a crop of 8 px, and a blur of 2 px there is one
+    of 16 px in a picture of 224 px.
+    """
+    common: dict[str, Any] = NORMALIZATIONS[normalization] | operations
+    return tuple(
+        View(size, scale=crop_scale, blur_prob=blur, solarize_prob=solarize, **common)
+        for blur, solarize in zip(blur_prob, solarize_prob, strict=True)
     )
 
 
-def simclr(size: int) -> tuple[View, ...]:
-    """SimCLR's two views: strong jitter, blur half of the time."""
-    view = View(size, jitter_prob=0.8, blur_prob=0.5, **_jitter(0.8, 0.8, 0.8, 0.2))
-    return (view, view)
+def obow(
+    size: int,
+    *,
+    resize: int,
+    crop_count: int,
+    crop_size: int,
+    crop_scale: tuple[float, float],
+    patch_count: int,
+    patch_size: int,
+    patch_image_size: int,
+    patch_scale: tuple[float, float],
+    flip_prob: float,
+    blur_prob: float,
+    normalization: str,
+    **jitter: Any,
+) -> tuple[View, ...]:
+    """The original picture as the anchor, random crops, and patches of one more crop.
 
-
-def auh(size: int) -> tuple[View, ...]:
-    """AUH's two views for STL10: jitter always, no blur, STL10's normalisation."""
-    jitter = _jitter(0.4, 0.4, 0.4, 0.4)
-    view = View(size, jitter_prob=1.0, mean=STL10_MEAN, std=STL10_STD, **jitter)
-    return (view, view)
-
-
-def small(size: int) -> tuple[View, ...]:
-    """Two views of pictures up to 64 px: VICReg's jitter, milder crops, no blur.
-
-    Not from the paper. 8 % of a picture of 28 px would be a crop of 8 px, and a blur of
-    2 px there is one of 16 px in a picture of 224 px.
+    Three passes: the original, the crops, the patches. Source: Gidaris et al., "OBoW:
+    Online bag-of-visual-words generation", CVPR 2021, arXiv 2012.11552.
     """
-    view = View(size, scale=(0.25, 1.0), jitter_prob=0.8, **_jitter(0.4, 0.4, 0.2, 0.1))
-    return (view, view)
+    plain: dict[str, Any] = NORMALIZATIONS[normalization] | {
+        "flip_prob": flip_prob,
+        "method": "bilinear",
+        "joint": True,
+    }
+    augmented: dict[str, Any] = plain | jitter | {"anchor": False}
+    original = View(size, resize=resize, group=0, **plain)
+    crop = View(crop_size, scale=crop_scale, blur_prob=blur_prob, group=1, **augmented)
+    patches = View(
+        patch_image_size,
+        scale=patch_scale,
+        patches=patch_count,
+        patch_size=patch_size,
+        group=2,
+        **augmented,
+    )
+    return (original, *[crop] * crop_count, *[patches] * (patch_count > 0))
 
 
-RECIPES: dict[str, Callable[[int], tuple[View, ...]]] = {
-    "vicreg": vicreg,
-    "simclr": simclr,
-    "auh": auh,
-    "small": small,
+def swav(
+    size: int,
+    *,
+    large_count: int,
+    large_scale: tuple[float, float],
+    small_count: int,
+    small_size: int,
+    small_scale: tuple[float, float],
+    normalization: str,
+    **operations: Any,
+) -> tuple[View, ...]:
+    """Large crops, the anchors, and small ones: one pass for each of the two sizes.
+
+    Source: Caron et al., "Unsupervised learning of visual features by contrasting
+    cluster assignments", NeurIPS 2020, arXiv 2006.09882.
+    """
+    common: dict[str, Any] = NORMALIZATIONS[normalization] | operations
+    common |= {"method": "bilinear", "joint": True}
+    large = View(size, scale=large_scale, group=0, **common)
+    small = View(small_size, scale=small_scale, group=1, anchor=False, **common)
+    return (*[large] * large_count, *[small] * small_count)
+
+
+# settings.RECIPE_DEFAULTS holds the keyword arguments of each.
+RECIPES: dict[str, Callable[..., tuple[View, ...]]] = {
+    "vicreg": two_views,
+    "simclr": two_views,
+    "auh": two_views,
+    "small": two_views,
+    "obow": obow,
+    "swav": swav,
 }
 
 
+def build(size: int, *, recipe: str, **settings) -> tuple[View, ...]:
+    """The views of a configuration's `augment` section.
+
+    Args:
+      size: `data.image_size`. recipe: a name of RECIPES.
+      settings: those of the recipe that are not its defaults.
+    """
+    return RECIPES[recipe](size, **(RECIPE_DEFAULTS[recipe] | settings))
+
+
 def size_groups(views: tuple[View, ...]) -> tuple[tuple[int, ...], ...]:
-    """View numbers, one group for each run of consecutive views of equal size."""
-    groups: list[list[int]] = []
-    for number, view in enumerate(views):
-        if groups and views[groups[-1][-1]].size == view.size:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    return tuple(tuple(group) for group in groups)
+    """Numbers of the views of each pass: runs of views of one size and one group."""
+    runs = itertools.groupby(
+        range(len(views)), key=lambda number: (views[number].size, views[number].group)
+    )
+    return tuple(tuple(run) for _, run in runs)
+
+
+def anchors(views: tuple[View, ...]) -> tuple[int, ...]:
+    """Which of the network's views are anchors, the views of patches counted each."""
+    flags = [view.anchor for view in views for _ in range(view.count)]
+    return tuple(number for number, anchor in enumerate(flags) if anchor)
+
+
+def num_views(views: tuple[View, ...]) -> int:
+    """The views of one picture that the network sees."""
+    return sum(view.count for view in views)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -169,6 +260,9 @@ def crop_boxes(
     area = height · width · U(scale),   ratio = exp(U(log lo, log hi)),
     w = round(sqrt(area · ratio)),   h = round(sqrt(area / ratio))
 
+    A view with `resize` has the central square instead, whose side is size / resize of
+    the short side: the centre crop of the resized picture, up to half a pixel.
+
     The first of ten tries that fits is placed uniformly; when none fits, the largest
     centred box within the ratios is taken. Source: torchvision, RandomResizedCrop.
 
@@ -177,6 +271,8 @@ def crop_boxes(
       view_id: the view's number in its recipe.
     """
     height, width = (np.asarray(side, np.int64) for side in (heights, widths))
+    if view.resize:
+        return _centre_boxes(height, width, view.size / view.resize)
     draws = hash_uniform(
         seed, _CROP_STREAM, epoch, index, view_id, draws=2 * _CROP_TRIES + 2
     )
@@ -199,6 +295,12 @@ def crop_boxes(
     drawn = (place * (room + 1)).astype(np.int64)
     corner = np.where(found[:, None], drawn, room // 2)
     return np.column_stack([corner, box_h, box_w]).astype(np.int32)
+
+
+def _centre_boxes(height: np.ndarray, width: np.ndarray, share: float) -> np.ndarray:
+    side = np.maximum(np.rint(np.minimum(height, width) * share), 1).astype(np.int64)
+    corner = [(height - side) // 2, (width - side) // 2]
+    return np.column_stack([*corner, side, side]).astype(np.int32)
 
 
 def _largest_within(

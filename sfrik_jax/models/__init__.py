@@ -26,13 +26,14 @@ class SSLModel(nn.Module):
     projector: Projector
 
     def __call__(
-        self, images: jax.Array, *, train: bool
+        self, images: jax.Array, *, train: bool, joint: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """One group of views of equal size.
 
         Args:
           images: [B, V, H, W, 3], normalised.
           train: use and update batch statistics, those of each view apart.
+          joint: take the statistics over all views of the group together.
 
         Returns:
           h [B, V, features] and z [B, V, q].
@@ -40,8 +41,9 @@ class SSLModel(nn.Module):
         batch, views = images.shape[:2]
         # Batch-major, so that merging the axes of a sharded batch moves no data.
         flat = images.reshape(batch * views, *images.shape[2:])
-        h = self.backbone(flat, train=train, views=views)
-        z = self.projector(h, train=train, views=views)
+        apart = 1 if joint else views
+        h = self.backbone(flat, train=train, views=apart)
+        z = self.projector(h, train=train, views=apart)
         return h.reshape(batch, views, -1), z.reshape(batch, views, -1)
 
 
