@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,13 @@ class RunDirectory:
         """Writes a JSON file whole or not at all."""
         write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
 
-    def agree_on_data(self, fingerprint: str) -> None:
+    def agree_on_data(
+        self, fingerprint: str, subset: Mapping[str, Any] | None = None
+    ) -> None:
         """Notes the training data's fingerprint, or compares it with the noted one.
+
+        Args:
+          subset: name, size and digest of the part that is trained on, also noted.
 
         Raises:
           MismatchError: the data set is not the one that the run was started with.
@@ -80,6 +86,8 @@ class RunDirectory:
                 f"{self.path} was started with other data (fingerprint {noted[:12]}, "
                 f"now {fingerprint[:12]}); restore it, or use another --workdir"
             )
+        if subset is not None:
+            about["data_subset"] = dict(subset)
         self.write_json("run.json", about)
 
     def _hold(self) -> None:

@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
         "name": "fashion_mini",  # of the TFDS data set
         "path": "",  # TFDS data_dir ("" = its default), or the folder of pictures
         "train_split": "train",
+        "subset": "",  # a part of that split, see data.subset_setting; "" = all
         "image_size": 224,  # side of the views
         "recipe": "vicreg",
         "batch_size": 2048,  # global: over all devices
@@ -66,7 +67,9 @@ DEFAULTS: dict[str, Any] = {
     },
     "eval": {
         "train_split": "",  # what probes are fitted on; "" = data.train_split
+        "train_subset": "",  # "" = data.subset if train_split is "" too, else all
         "test_split": "test",
+        "test_subset": "",
         "image_size": 224,  # side of the evaluated pictures: the centre
         "resize": 256,  # of pictures whose short side has this length
         "every_epochs": 10,  # 0 = only at the end
