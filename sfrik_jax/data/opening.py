@@ -58,7 +58,7 @@ class SubsetSource(Source):
     @property
     def file_names(self) -> list[str] | None:
         names = self._source.file_names
-        return None if names is None else [names[i] for i in self.indices]
+        return None if names is None else [names[int(i)] for i in self.indices]
 
     @property
     def labels(self) -> np.ndarray | None:

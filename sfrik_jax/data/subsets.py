@@ -195,7 +195,7 @@ def _matches(
     """
     base, stem = _keys(wanted)
     folders = PurePosixPath(wanted).parent.parts
-    near = []
+    near: list[int] = []
     # A name without its ending may have a dot of its own.
     for i in by_stem.get(base) or by_stem.get(stem, []):
         others = PurePosixPath(names[i]).parent.parts
