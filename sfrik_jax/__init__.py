@@ -7,7 +7,7 @@ Import the modules by name; nothing is loaded before it is used.
     sfrik_jax.models       BACKBONES, SSLModel
     sfrik_jax.optim        lars, warmup_cosine
     sfrik_jax.augment      photometric operations and views on the device
-    sfrik_jax.data         sources, decoding, recipes, loader
+    sfrik_jax.data         sources, subsets, decoding, recipes, loader
     sfrik_jax.pretrain     the training loop: the file to read first
     sfrik_jax.evaluators   kNN, linear probe, baselines, pictures
     sfrik_jax.weights      PyTorch names and layouts, safetensors

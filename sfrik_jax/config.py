@@ -188,14 +188,19 @@ def validate_here(config: ConfigDict, *, devices: bool = True) -> int | None:
     The settings alone come first, then the size of the data set; jax is loaded last.
     Args: devices: whether to ask jax for the devices, which starts its backend.
     Returns: the number of training images, None where it is not known yet.
-    Errors: ConfigError.
+    Errors: ConfigError; MissingInputError when a list of file names is not there.
     """
     validate(config)
-    from sfrik_jax.data import sources
+    from sfrik_jax.data import opening
 
     data = config.data
-    num_examples = sources.num_examples(
-        source=data.source, name=data.name, path=data.path, split=data.train_split
+    num_examples = opening.num_examples(
+        source=data.source,
+        name=data.name,
+        path=data.path,
+        split=data.train_split,
+        subset=data.subset,
+        seed=config.seed,
     )
     validate(config, num_examples=num_examples)
     if devices:

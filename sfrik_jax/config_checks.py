@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from sfrik_jax.data import subset_setting
 from sfrik_jax.settings import CHOICES, MULTI_CROP, PATCH_SHIFT
 
 Settings = Mapping[str, Any]
@@ -275,6 +276,8 @@ def check_mesh(at: Settings) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     check_source,
+    subset_setting.check_form,
+    subset_setting.check_overlap,
     check_picture_size,
     check_recipe,
     check_loss,
@@ -299,16 +302,15 @@ def problems(at: Settings) -> Iterator[str]:
 def data_problems(at: Settings, num_examples: int) -> Iterator[str]:
     """Findings about the settings and the number of training images."""
     batch = at["data.batch_size"]
-    split = at["data.train_split"]
+    images = f"data.train_split={at['data.train_split']!r}"
+    if at["data.subset"]:
+        images += f" with data.subset={shown(at['data.subset'])}"
     if num_examples < 2:
-        yield (
-            f"data.train_split={split!r} has {num_examples} images; choose a split "
-            "with at least 2"
-        )
+        yield f"{images} has {num_examples} images; choose one with at least 2"
     if batch > num_examples:
         yield (
             f"data.batch_size={batch} is more than the {num_examples} images of "
-            f"data.train_split={split!r}; use at most {num_examples}"
+            f"{images}; use at most {num_examples}"
         )
 
 

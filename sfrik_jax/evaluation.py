@@ -14,9 +14,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import augment, metrics, weights
+from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.data.images import eval_batches
-from sfrik_jax.data.sources import Source, open_source
+from sfrik_jax.data.opening import open_source, subset_of
+from sfrik_jax.data.sources import Source
+from sfrik_jax.data.subset_setting import probe_data
 from sfrik_jax.data.views import View
 from sfrik_jax.errors import ConfigError, MissingInputError
 from sfrik_jax.evaluators import (
@@ -100,37 +103,50 @@ class Evaluation:
 
     Args:
       view: whose normalisation the evaluation uses.
+      source: the training pictures. Reading the labels and names of a TFDS split takes
+        as long as reading its pictures, so what is known of this one is used again.
 
     Raises:
-      MissingInputError, ConfigError: a split of a TFDS data set is not there. A folder
-        of pictures without labels or without a test split is not evaluated.
+      MissingInputError, ConfigError: a split of a TFDS data set or a subset is not
+        there, or smaller than eval.knn_k. A folder of pictures without labels or
+        without a test split is not evaluated.
     """
 
     def __init__(
-        self, config: ConfigDict, mesh: Mesh, backbone: ResNet, view: View
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        backbone: ResNet,
+        view: View,
+        source: Source,
     ) -> None:
         self._config, self._mesh = config, mesh
         # The last step's accuracies serve its line of metrics and the summary.
         self._newest: Results = {}
         self._newest_step = -1
         self._normalization = {"mean": view.mean, "std": view.std}
-        self._train = self._open(config.eval.train_split or config.data.train_split)
+        split, subset = probe_data(configs.flatten(config))
+        whole = self._open(split, source.whole)
+        self._train = self._images(whole, subset, "eval.train_subset")
+        self._test = None
         try:
-            self._test = self._open(config.eval.test_split)
+            whole = self._open(config.eval.test_split, source.whole)
         except MissingInputError:
             if config.data.source != "folder":
                 raise
-            self._test = None
+        else:
+            subset = config.eval.test_subset
+            self._test = self._images(whole, subset, "eval.test_subset")
         self.labelled = (
             self._train.labelled and self._test is not None and self._test.labelled
         )
         if not self.labelled:
             log.warning("no labelled train and test split: accuracies are left out")
-        elif config.eval.knn_k > len(self._train.source):
+        count, k = len(self._train.source), config.eval.knn_k
+        if self.labelled and k > count:
             raise ConfigError(
-                f"eval.knn_k={config.eval.knn_k} is more than the "
-                f"{len(self._train.source)} images that kNN learns from; use at most "
-                f"{len(self._train.source)}"
+                f"eval.knn_k={k} is more than the {count} images that kNN learns from; "
+                f"use at most {count}"
             )
         # As JSON gives it back, so that a stored one can be compared.
         protocol = {k: v for k, v in config.eval.items() if k != "every_epochs"}
@@ -192,19 +208,25 @@ class Evaluation:
             "seed": self._config.seed,
             "train_images": len(self._train.source),
             "test_images": len(self._test.source) if self._test else 0,
+            "train_subset": self._train.source.subset,
+            "test_subset": self._test.source.subset if self._test else None,
             "protocol": self.protocol,
         }
         run.write_json("summary.json", summary)
         print_summary(summary)
 
-    def _open(self, split: str) -> ImageSet:
+    def _open(self, split: str, training: Source) -> Source:
         data = self._config.data
-        source = open_source(
+        if split == data.train_split:
+            return training
+        return open_source(
             source=data.source, name=data.name, path=data.path, split=split
         )
-        settings = self._config.eval
+
+    def _images(self, whole: Source, subset: str, key: str) -> ImageSet:
+        settings, data = self._config.eval, self._config.data
         return ImageSet(
-            source,
+            subset_of(whole, subset, seed=self._config.seed, key=key),
             image_size=settings.image_size,
             resize=settings.resize,
             workers=data.workers,

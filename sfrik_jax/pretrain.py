@@ -31,7 +31,8 @@ from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.data.decode import decode_rgb
 from sfrik_jax.data.loader import TrainLoader
-from sfrik_jax.data.sources import Source, open_source
+from sfrik_jax.data.opening import open_source
+from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
 from sfrik_jax.errors import ConfigError, Preempted
 from sfrik_jax.evaluation import Evaluation
@@ -71,7 +72,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
     with Stop() as stop, RunDirectory(workdir, config) as run:
         job = build(config)
         run.agree_on_data(job.source.fingerprint)
-        evaluation = Evaluation(config, job.mesh, job.model.backbone, job.views[0])
+        evaluation = Evaluation(
+            config, job.mesh, job.model.backbone, job.views[0], job.source
+        )
         with _checkpoints(job, run.path) as checkpoints:
             state = checkpoints.restore(_abstract(job)) or _first_state(job)
             done = int(state.step)
@@ -80,7 +83,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
             if done == job.plan.total_steps and evaluated == evaluation.protocol:
                 print(f"{run.path} is done: step {done} of {done}")
                 return 0
-            run.start(job.source.fingerprint)
+            run.start(job.source.fingerprint, job.source.subset)
             if not (run.path / VIEWS_PICTURE).exists():
                 preview_job(job, run.path / VIEWS_PICTURE, step=0)
             state, seconds = train(job, state, run, checkpoints, evaluation, stop)
@@ -94,7 +97,12 @@ def build(config: ConfigDict) -> Job:
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.model)
     data = config.data
     source = open_source(
-        source=data.source, name=data.name, path=data.path, split=data.train_split
+        source=data.source,
+        name=data.name,
+        path=data.path,
+        split=data.train_split,
+        subset=data.subset,
+        seed=config.seed,
     )
     configs.validate(config, num_examples=len(source), num_devices=mesh.size)
     views = view_recipes.build(data.image_size, **config.augment)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,20 @@ class RunDirectory:
                 f"now {fingerprint[:12]}); restore it, or use another --workdir"
             )
 
-    def start(self, fingerprint: str) -> None:
-        """Stores configuration, session and fingerprint: from here on there is work.
+    def start(self, fingerprint: str, subset: Mapping[str, Any] | None) -> None:
+        """Stores configuration, session and data: from here on there is work.
 
         Not before: a start that failed, or found nothing to do, leaves no trace.
+
+        Args:
+          subset: name, size and digest of the part that is trained on, if it is one.
         """
         write_whole(self.path / "config.json", configs.to_json(self._config) + "\n")
         about = self.read_json("run.json")
         sessions = [*about.get("sessions", []), about_this_process()]
         about |= {"sessions": sessions, "data_fingerprint": fingerprint}
+        if subset is not None:
+            about["data_subset"] = dict(subset)
         self.write_json("run.json", about)
 
     def _hold(self) -> None:

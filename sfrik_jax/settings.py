@@ -102,6 +102,7 @@ DEFAULTS: dict[str, Any] = {
         "name": "fashion_mini",  # of the TFDS data set
         "path": "",  # TFDS data_dir ("" = its default), or the folder of pictures
         "train_split": "train",
+        "subset": "",  # a part of that split, see data.subset_setting; "" = all
         "image_size": 224,  # side of the views
         "batch_size": 2048,  # global: over all devices
         "residence": "auto",  # the whole set on the device, or batches from the host
@@ -135,7 +136,9 @@ DEFAULTS: dict[str, Any] = {
     },
     "eval": {
         "train_split": "",  # what probes are fitted on; "" = data.train_split
+        "train_subset": "",  # "" = data.subset if train_split is "" too, else all
         "test_split": "test",
+        "test_subset": "",
         "image_size": 224,  # side of the evaluated pictures: the centre
         "resize": 256,  # of pictures whose short side has this length
         "every_epochs": 10,  # 0 = only at the end

@@ -514,3 +514,12 @@ def test_steps_and_peak_rate(overrides, num_examples, want):
 def test_no_whole_batch_gives_no_schedule():
     with pytest.raises(ConfigError, match="use at most 100"):
         configs.derive(configs.default(), 100)
+
+
+@pytest.mark.parametrize("recipe", ["vicreg", "obow", "swav"])
+def test_the_paper_s_multi_crops_are_configured(recipe):
+    config = configs.load(f"{ROOT}/configs/imagenet20.py:{recipe}")
+    configs.validate(config)
+    assert config.augment == configs.augment_section(recipe)
+    assert config.loss.regularize_all == (recipe != "swav")
+    assert configs.load(ROOT / "configs" / "imagenet20.py").augment.recipe == "vicreg"

@@ -17,11 +17,13 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "errors settings kernels metrics optim data data.pipeline "
     "models.layers models.norm report.page",
+    "data.subset_setting",
     "mesh data.views resample interrupts checkpoint config_checks data.decode "
     "data.folders data.idx data.prepared models.projector models.resnet "
     "evaluators.checks evaluators.features evaluators.baselines report.run",
-    "mmd augment models config_keys data.photos data.sources evaluators.knn "
-    "evaluators.linear report.curves report.verdict",
+    "mmd augment models config_keys data.photos data.sources data.subsets "
+    "evaluators.knn evaluators.linear report.curves report.verdict",
+    "data.opening",
     "losses config weights train_state data.images data.builders "
     "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
     "rundir step data.loader report",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfrik_jax.data import builders, decode, prepared, sources
+from sfrik_jax.data import builders, decode, opening, prepared, sources
 from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
 
 
@@ -28,7 +28,7 @@ def data_dir(tmp_path_factory):
 
 
 def folder_source(path, split="train"):
-    source = sources.open_source(source="folder", name="", path=str(path), split=split)
+    source = opening.open_source(source="folder", name="", path=str(path), split=split)
     assert isinstance(source, sources.FolderSource)
     return source
 
@@ -45,7 +45,7 @@ def find(name, folder):
 
 
 def folder_count(path, split="train"):
-    return sources.num_examples(source="folder", name="", path=str(path), split=split)
+    return opening.num_examples(source="folder", name="", path=str(path), split=split)
 
 
 def test_a_flat_folder_is_unlabelled_and_sorted(tmp_path):
@@ -209,7 +209,7 @@ def test_prepared_sets_are_sliced_as_counted(data_dir):
         ("train[-10:]", 4_990, 5_000),
     ):
         part = sources.TfdsSource("fashion_mini", data_dir, split)
-        count = sources.num_examples(
+        count = opening.num_examples(
             source="tfds", name="fashion_mini", path=data_dir, split=split
         )
         assert len(part) == count == stop - start
@@ -242,7 +242,7 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
     with pytest.raises(MissingInputError, match="tfds build cifar10 --file_format"):
         sources.TfdsSource("cifar10", where, "train")
     for name in ("fashion_mini", "cifar10"):
-        count = sources.num_examples(
+        count = opening.num_examples(
             source="tfds", name=name, path=where, split="train"
         )
         assert count is None
@@ -297,4 +297,4 @@ def test_a_damaged_description_is_told(tmp_path):
 
 def test_an_unknown_kind_of_source_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.source='web'; choose one of"):
-        sources.open_source(source="web", name="", path="", split="train")
+        opening.open_source(source="web", name="", path="", split="train")

@@ -31,6 +31,16 @@ class Prepared:
         """Number of examples of each split."""
         return {split: sum(shards) for split, shards in self.shards.items()}
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the feature `label`, from features.json; None without."""
+        try:
+            tree = json.loads((self.directory / "features.json").read_text())
+            label = tree["featuresDict"]["features"]["label"]
+            return int(label["classLabel"]["numClasses"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
     def missing_files(self) -> list[str]:
         """Names of record files that ought to be there and are not, or are empty."""
         # The file prefix is the data set's name, also below a config's directory.

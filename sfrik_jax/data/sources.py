@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import numpy as np
 from sfrik_jax.data import folders, prepared
 from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
 
+# TFDS's names for the feature that holds a picture's file name.
+_NAME_FEATURES = ("file_name", "filename")
+
 
 class Source(ABC):
     """N pictures in a fixed order, perhaps with labels."""
 
     class_names: list[str] | None = None
     image_shape: tuple[int, int, int] | None = None  # [H, W, C] if all agree on it
+    subset: dict[str, Any] | None = None  # name, size, digest of a part of another
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -43,6 +48,16 @@ class Source(ABC):
     def labels(self) -> np.ndarray | None:
         """int32 [N], or None for an unlabelled set."""
         return None
+
+    @property
+    def file_names(self) -> Sequence[str] | None:
+        """Names of the picture files, [N], perhaps with folders; None if unknown."""
+        return None
+
+    @property
+    def whole(self) -> "Source":
+        """The source that this one is a part of; else itself."""
+        return self
 
     @property
     def num_classes(self) -> int | None:
@@ -162,6 +177,10 @@ class FolderSource(Source):
         return str(self.root / self.files[i])
 
     @property
+    def file_names(self) -> Sequence[str]:
+        return self.files
+
+    @property
     def labels(self) -> np.ndarray | None:
         return self._labels
 
@@ -213,6 +232,8 @@ class TfdsSource(Source):
         self.image_shape = None if None in shape else shape
         label = features.get("label")
         self._labelled = label is not None
+        named = [key for key in _NAME_FEATURES if key in features]
+        self._name_feature = named[0] if named else None
         self._count = getattr(label, "num_classes", None)
         self.class_names = getattr(label, "names", None)
 
@@ -249,8 +270,7 @@ class TfdsSource(Source):
     def _labels(self) -> np.ndarray | None:
         if not self._labelled:
             return None
-        labels = [self._record(i)["label"] for i in range(len(self))]
-        labels = np.array(labels, np.int32)
+        labels = self._columns["label"].astype(np.int32)
         if (labels == -1).all():
             return None
         wrong = (labels < 0) | (labels >= (self._count or np.inf))
@@ -263,6 +283,25 @@ class TfdsSource(Source):
         return labels
 
     @property
+    def file_names(self) -> list[str] | None:
+        """The feature `file_name` or `filename`, read once; None without it."""
+        if self._name_feature is None:
+            return None
+        names = self._columns[self._name_feature].tolist()
+        return [os.fsdecode(name) for name in names]
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Labels and file names, [N], in one pass: a record is read as a whole."""
+        keys = ("label" if self._labelled else None, self._name_feature)
+        columns: dict[str, list] = {key: [] for key in keys if key}
+        for i in range(len(self)):
+            record = self._record(i)
+            for key, values in columns.items():
+                values.append(record[key])
+        return {key: np.array(values) for key, values in columns.items()}
+
+    @property
     def num_classes(self) -> int | None:
         return self._count if self._labelled else None
 
@@ -273,26 +312,3 @@ class TfdsSource(Source):
         facts = (info["name"], info.get("configName"), info.get("version"))
         what = repr((facts, sorted(split.items()), self._start, self._stop))
         return hashlib.sha256(what.encode()).hexdigest()
-
-
-def open_source(*, source: str, name: str, path: str, split: str) -> Source:
-    """Opens `data.source`: "tfds" (name, path = data_dir) or "folder" (path)."""
-    if source == "tfds":
-        return TfdsSource(name, path, split)
-    if source == "folder":
-        return FolderSource(path, split)
-    raise ConfigError(f"data.source={source!r}; choose one of ['folder', 'tfds']")
-
-
-def num_examples(*, source: str, name: str, path: str, split: str) -> int | None:
-    """The number of pictures without opening the set; None when it is not there."""
-    if source == "folder":
-        try:
-            return len(FolderSource(path, split))
-        except MissingInputError:
-            return None
-    found = prepared.find(name, path)
-    if found is None:
-        return None
-    _, start, stop = prepared.split_range(split, found.lengths)
-    return stop - start

@@ -30,6 +30,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 # The first coordinate of every hash names its use, so that streams never meet.
 _ORDER_STREAM = 1
 _CROP_STREAM = 2
+SUBSET_STREAM = 3
 _CROP_TRIES = 10
 
 
