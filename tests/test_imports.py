@@ -15,13 +15,13 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "errors settings kernels metrics optim data data.views data.pipeline "
+    "errors settings kernels metrics optim data data.jpeg data.views data.pipeline "
     "models.layers models.norm report.page",
-    "mesh resample interrupts checkpoint config_checks data.decode data.folders "
-    "data.idx data.prepared models.projector models.resnet evaluators.checks "
+    "mesh resample interrupts checkpoint config_checks data.folders data.idx "
+    "data.prepared data.resize models.projector models.resnet evaluators.checks "
     "evaluators.features evaluators.baselines report.run",
-    "mmd augment models config_keys data.photos data.sources evaluators.knn "
-    "evaluators.linear report.curves report.verdict",
+    "mmd augment models config_keys data.decode data.photos data.sources "
+    "evaluators.knn evaluators.linear report.curves report.verdict",
     "losses config weights train_state data.images data.builders "
     "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
     "rundir step data.loader report",
@@ -41,6 +41,7 @@ LEVEL_OF = {
 # ConfigDict goes no deeper than the run and its evaluation.
 EVERYWHERE = ("jax", "numpy", "chex")
 DOORS = {
+    "cv2": "data",
     "flax": "models train_state",
     "grain": "data",
     "matplotlib": "report",
@@ -50,6 +51,7 @@ DOORS = {
     "PIL": "data evaluators.pictures",
     "rich": "metrics",
     "safetensors": "weights",
+    "simplejpeg": "data",
     "tensorboardX": "metrics",
     "tensorflow_datasets": "data",
 }
