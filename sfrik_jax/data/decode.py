@@ -100,9 +100,9 @@ class Picture:
         if pixels is not None:
             return pixels
         try:
-            # Only a JPEG takes this.
-            width, height = self._image.size
-            self._image.draft(self._image.mode, (width // room, height // room))
+            if room > 1:  # only a JPEG takes this
+                width, height = self._image.size
+                self._image.draft(self._image.mode, (width // room, height // room))
             self._image.load()
             image = self._image
             return resize.array(

@@ -61,7 +61,7 @@ class TrainLoader:
       residence: "device", "host", or "auto": device when all images have one known
         shape and take at most 4 GiB.
       workers: decoding threads; 0 for one per core.
-      resample: "exact" is Pillow's result, "fast" may decode JPEGs at reduced size.
+      resample: "exact" is Pillow's result, "fast" one near it in less time.
 
     Raises:
       ConfigError: batch_size does not suit the set, the mesh or the processes.
