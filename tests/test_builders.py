@@ -175,7 +175,7 @@ def test_patches_depend_on_the_seed_alone(few_patches):
 
 @pytest.mark.parametrize("name", ["china", "retina", "astronaut"])
 def test_train_and_test_parts_share_no_pixel_and_cover_all(name):
-    photo = photos._open(name)
+    photo = photos.photograph(name)
     parts = [np.asarray(photos._part(photo, split)) for split in ("train", "test")]
     axis = 1 if photo.width >= photo.height else 0
     np.testing.assert_array_equal(np.concatenate(parts, axis=axis), np.asarray(photo))

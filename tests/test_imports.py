@@ -15,13 +15,13 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "errors settings kernels metrics optim data data.pipeline "
+    "errors settings kernels metrics optim data data.jpeg data.pipeline "
     "models.layers models.norm report.page",
     "data.subset_setting",
-    "mesh data.views resample interrupts checkpoint config_checks data.decode "
-    "data.folders data.idx data.prepared models.projector models.resnet "
+    "mesh data.views resample interrupts checkpoint config_checks data.folders "
+    "data.idx data.prepared data.resize models.projector models.resnet "
     "evaluators.checks evaluators.features evaluators.baselines report.run",
-    "mmd augment models config_keys data.photos data.sources data.subsets "
+    "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
     "evaluators.knn evaluators.linear report.curves report.verdict",
     "data.opening",
     "losses config weights train_state data.images data.builders "
@@ -43,6 +43,7 @@ LEVEL_OF = {
 # ConfigDict goes no deeper than the run and its evaluation.
 EVERYWHERE = ("jax", "numpy", "chex")
 DOORS = {
+    "cv2": "data",
     "flax": "models train_state",
     "grain": "data",
     "matplotlib": "report",
@@ -52,6 +53,7 @@ DOORS = {
     "PIL": "data evaluators.pictures",
     "rich": "metrics",
     "safetensors": "weights",
+    "simplejpeg": "data",
     "tensorboardX": "metrics",
     "tensorflow_datasets": "data",
 }

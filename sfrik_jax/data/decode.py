@@ -1,14 +1,13 @@
-"""From encoded pictures to uint8 arrays: decode, crop, resize. Needs Pillow alone.
+"""From encoded pictures to uint8 arrays: decode, crop, resize.
 
-"bicubic" and "bilinear" are Pillow's antialiased filters on the cut-out box, the same
-bytes as torchvision's resized_crop on Pillow images. "fast" is bicubic on a JPEG
-decoded at 1/2, 1/4 or 1/8 of its size, as far as every box keeps the pixels it needs.
-Measured on random crops against "bicubic", mean absolute difference in grey levels and
-speed-up: 500x375 photographs to 64 px 1.7 to 2.6 and 2 x, to 224 px 0.03 and none (few
-crops leave room for a reduction); 1000 px ones to 224 px 0.2 to 0.5 and 1.1 to 2.4 x.
+Pillow opens every picture and says what is wrong with it. The pixels of JPEG files come
+from simplejpeg, the same bytes as Pillow's. "bicubic" and "bilinear" are Pillow's
+antialiased filters on the cut-out box, the same bytes as torchvision's resized_crop on
+Pillow images. "fast" is near bicubic: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size,
+as far as every box keeps the pixels it needs, and OpenCV resizes what is not reduced.
+`bench/README.md` says what each costs.
 """
 
-import functools
 import io
 import struct
 import zlib
@@ -17,12 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from sfrik_jax.data import jpeg, resize
 from sfrik_jax.errors import ConfigError, CorruptInputError
 
 Item = bytes | np.ndarray
 Box = Sequence[int] | np.ndarray
 
-METHODS = ("bicubic", "bilinear", "fast")
 MAX_PIXELS = 50_000_000
 # What Pillow raises for damaged files, over all of its formats.
 _DAMAGE = (
@@ -39,19 +38,14 @@ _DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "fast": Image.Resampling.BICUBIC,
-}
 _EXIF_ORIENTATION = 0x0112
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-# Fast resizing shrinks by whole steps down to this multiple of the target first.
-_REDUCING_GAP = 2.0
 
 
 class Picture:
     """One picture, opened: its size is known, its pixels are decoded when asked for.
+
+    They are not kept: the memory serves the next picture.
 
     Args:
       item: an encoded file, or uint8 [H, W], [H, W, 1] or [H, W, 3].
@@ -63,18 +57,16 @@ class Picture:
     """
 
     def __init__(self, item: Item, name: str = "picture") -> None:
-        self._name = name
+        self._item, self._name = item, name
         if isinstance(item, np.ndarray):
-            single = item.ndim == 3 and item.shape[2] == 1
-            self._image = Image.fromarray(item[..., 0] if single else item)
-            orientation = 1
-        else:
-            try:
-                self._image = Image.open(io.BytesIO(item))
-                self._check_size()
-                orientation = self._image.getexif().get(_EXIF_ORIENTATION, 1)
-            except _DAMAGE as error:
-                raise self._corrupt(error) from error
+            self.height, self.width = item.shape[:2]
+            return
+        try:
+            self._image = Image.open(io.BytesIO(item))
+            self._check_size()
+            orientation = self._image.getexif().get(_EXIF_ORIENTATION, 1)
+        except _DAMAGE as error:
+            raise self._corrupt(error) from error
         self._upright = orientation == 1
         width, height = self._image.size
         sideways = orientation in (5, 6, 7, 8)
@@ -93,82 +85,96 @@ class Picture:
             f"{self._name} cannot be decoded ({reason}); replace or remove it"
         )
 
-    def _draft(self, reduction: int) -> None:
-        # Only a JPEG that is not yet decoded takes this; all else ignores it.
-        width, height = self._image.size
-        size = (width // reduction, height // reduction)
-        self._image.draft(self._image.mode, size)
+    def _pixels(self, room: int = 1, scratch: bool = False) -> np.ndarray:
+        """uint8 [h, w, 1 or 3], upright; grey pictures have one band.
 
-    @functools.cached_property
-    def _pixels(self) -> Image.Image:
-        """Mode "L" or "RGB", upright."""
+        Args:
+          room: how much smaller than the picture the result may be; a JPEG takes what
+            it can of that, all else ignores it.
+          scratch: the array may be overwritten by this thread's next picture.
+        """
+        if isinstance(self._item, np.ndarray):
+            pixels = np.ascontiguousarray(self._item)
+            return pixels.reshape(self.height, self.width, -1)
+        pixels = self._turbo(room, scratch)
+        if pixels is not None:
+            return pixels
         try:
+            if room > 1:  # only a JPEG takes this
+                width, height = self._image.size
+                self._image.draft(self._image.mode, (width // room, height // room))
             self._image.load()
             image = self._image
-            return _plain(image if self._upright else ImageOps.exif_transpose(image))
+            return resize.array(
+                _plain(image if self._upright else ImageOps.exif_transpose(image))
+            )
         except _DAMAGE as error:
             raise self._corrupt(error) from error
 
+    def _turbo(self, room: int, scratch: bool) -> np.ndarray | None:
+        # Four bands are CMYK or YCCK, inverted or not.
+        plain = self._image.format == "JPEG" and self._image.mode in ("L", "RGB")
+        if not (plain and self._upright and isinstance(self._item, bytes)):
+            return None
+        return jpeg.decode(
+            self._item,
+            self.height,
+            self.width,
+            grey=self._image.mode == "L",
+            reduce=jpeg.reduction(room),
+            scratch=scratch,
+        )
+
     def rgb(self) -> np.ndarray:
         """uint8 [H, W, 3]."""
-        return _rgb(self._pixels)
+        return _rgb(self._pixels())
 
     def crops(
         self, boxes: Sequence[Box], sizes: Sequence[int], methods: Sequence[str]
     ) -> list[np.ndarray]:
         """Each box (top, left, height, width) resized to uint8 [size, size, 3]."""
+        room = 1
         if all(method == "fast" for method in methods):
-            sides = [
-                min(box[2:]) / size for box, size in zip(boxes, sizes, strict=True)
-            ]
-            self._draft(max(1, int(min(sides))))
+            room = _room(boxes, sizes)
+        pixels = self._pixels(room, scratch=True)
         return [
-            _rgb(self._crop(box, size, method))
+            _rgb(self._crop(pixels, box, size, method))
             for box, size, method in zip(boxes, sizes, methods, strict=True)
         ]
 
-    def _crop(self, box: Box, size: int, method: str) -> Image.Image:
+    def _crop(self, pixels: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:
+        resize.check(method)
         top, left, height, width = (int(side) for side in box)
-        image, resample = self._pixels, _filter(method)
-        if method != "fast":
-            # `resize(box=…)` would let the filter see pixels beyond the box's border.
-            image = image.crop((left, top, left + width, top + height))
-            return image.resize((size, size), resample)
-        across, down = image.width / self.width, image.height / self.height
-        return image.resize(
-            (size, size),
-            resample,
-            box=(
-                left * across,
-                top * down,
-                min((left + width) * across, image.width),
-                min((top + height) * down, image.height),
-            ),
-            reducing_gap=_REDUCING_GAP,
-        )
+        if method == "fast":
+            down, across = pixels.shape[0] / self.height, pixels.shape[1] / self.width
+            part = (top * down, left * across, height * down, width * across)
+            return resize.fast(pixels, part, size, size)
+        return resize.exact(pixels, (top, left, height, width), size, size, method)
 
-    def resize_center_crop(self, resize: int, size: int, method: str) -> np.ndarray:
-        """Short side to `resize`, then the central uint8 [size, size, 3]."""
+    def resize_center_crop(self, resize_to: int, size: int, method: str) -> np.ndarray:
+        """Short side to `resize_to`, then the central uint8 [size, size, 3]."""
+        resize.check(method)
         short = min(self.height, self.width)
         height, width = (
-            resize if side == short else int(resize * side / short)
+            resize_to if side == short else int(resize_to * side / short)
             for side in (self.height, self.width)
         )
-        gap = None
-        if method == "fast":
-            self._draft(max(1, short // resize))
-            gap = _REDUCING_GAP
-        image = self._pixels
-        if image.size != (width, height):
-            image = image.resize((width, height), _filter(method), reducing_gap=gap)
+        room = max(1, short // resize_to) if method == "fast" else 1
+        pixels = self._pixels(room, scratch=True)
+        if pixels.shape[:2] != (height, width):
+            whole = (0, 0, *pixels.shape[:2])
+            if method == "fast":
+                pixels = resize.fast(pixels, whole, height, width)
+            else:
+                pixels = resize.exact(pixels, whole, height, width, method)
         top, left = round((height - size) / 2), round((width - size) / 2)
-        return _rgb(image.crop((left, top, left + size, top + size)))
+        return _rgb(pixels[top : top + size, left : left + size].copy())
 
 
-def _filter(method: str) -> Image.Resampling:
-    if method not in _FILTERS:
-        raise ConfigError(f"resampling method {method!r}; choose one of {METHODS}")
-    return _FILTERS[method]
+def _room(boxes: Sequence[Box], sizes: Sequence[int]) -> int:
+    """How much smaller a picture may be for every box to keep the pixels it needs."""
+    sides = (min(box[2:]) / size for box, size in zip(boxes, sizes, strict=True))
+    return max(1, int(min(sides)))
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -187,8 +193,8 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
 def decode_rgb(item: Item, name: str = "picture") -> np.ndarray:

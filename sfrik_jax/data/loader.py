@@ -37,6 +37,7 @@ _CHUNK = 16
 _HOST_AHEAD = 2
 _DEVICE_AHEAD = 1
 _NO_END = 2**48
+_ALIGNMENT = 64
 
 
 class TrainLoader:
@@ -58,7 +59,7 @@ class TrainLoader:
       residence: "device", "host", or "auto": device when all images have one known
         shape and take at most 4 GiB.
       workers: decoding threads; 0 for one per core.
-      resample: "exact" is Pillow's result, "fast" may decode JPEGs at reduced size.
+      resample: "exact" is Pillow's result, "fast" one near it in less time.
 
     Raises:
       ConfigError: batch_size does not suit the set, the mesh or the processes.
@@ -155,24 +156,49 @@ class TrainLoader:
     def _host_batches(
         self, first_step: int, chunks: int, combined_ahead: int
     ) -> Generator[Batch]:
-        def decode(number: int) -> tuple[int, np.ndarray, list[np.ndarray]]:
+        # Threads write into the batch itself: a batch of their parts would be a copy.
+        views: dict[int, list[np.ndarray]] = {}
+        lock = threading.Lock()
+
+        def decode(number: int) -> tuple[int, np.ndarray]:
             steps, chunk = divmod(number, self._chunks)
-            step = first_step + steps
-            index = self.indices(step)[self._rows][chunk * _CHUNK :][:_CHUNK]
-            return step, index, self._decode(step // self.steps_per_epoch, index)
+            step, rows = first_step + steps, slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
+            with lock:
+                whole = views[step] = views.get(step) or self._empty()
+            index = self.indices(step)[self._rows][rows]
+            epoch = step // self.steps_per_epoch
+            self._decode(epoch, index, [part[rows] for part in whole])
+            return step, index
+
+        def assemble(parts: Sequence[tuple[int, np.ndarray]]) -> Batch:
+            steps, indices = zip(*parts, strict=True)
+            batch = {"index": np.concatenate(indices)}
+            batch = self._split(batch | {"views": tuple(views.pop(steps[0]))})
+            epoch = np.int32(steps[0] // self.steps_per_epoch)
+            return batch | {"epoch": self._whole(epoch)}
 
         return pipeline.in_order(
             decode,
             chunks,
             group=self._chunks,
-            combine=self._assemble,
+            combine=assemble,
             workers=self._workers,
             ahead=_HOST_AHEAD * self._chunks,
             combined_ahead=combined_ahead,
         )
 
-    def _decode(self, epoch: int, index: np.ndarray) -> list[np.ndarray]:
-        """The views of some pictures: uint8 [n, V_g, s, s, 3] per size group."""
+    def _empty(self) -> list[np.ndarray]:
+        """Room for this process's views of a step: [b, V_g, s, s, 3] per size group."""
+        count = self._rows.stop - self._rows.start
+        groups = size_groups(self._views)
+        sides = [self._views[group[0]].size for group in groups]
+        return [
+            _aligned((count, len(group), side, side, 3))
+            for group, side in zip(groups, sides, strict=True)
+        ]
+
+    def _decode(self, epoch: int, index: np.ndarray, out: list[np.ndarray]) -> None:
+        """Writes the views of some pictures: uint8 [n, V_g, s, s, 3] per size group."""
         pictures = [
             Picture(self._source.read(int(i)), self._source.name(int(i))) for i in index
         ]
@@ -180,24 +206,14 @@ class TrainLoader:
         widths = np.array([picture.width for picture in pictures])
         boxes = self._boxes(heights, widths, epoch, index)
         sizes = [view.size for view in self._views]
-        crops = [
-            picture.crops(picture_boxes, sizes, self._methods)
-            for picture, picture_boxes in zip(pictures, boxes, strict=True)
-        ]
-        return [
-            np.stack([[row[number] for number in group] for row in crops])
-            for group in size_groups(self._views)
-        ]
-
-    def _assemble(
-        self, parts: Sequence[tuple[int, np.ndarray, list[np.ndarray]]]
-    ) -> Batch:
-        steps, indices, views = zip(*parts, strict=True)
-        groups = tuple(np.concatenate(part) for part in zip(*views, strict=True))
-        batch = self._split({"index": np.concatenate(indices), "views": groups})
-        return batch | {
-            "epoch": self._whole(np.int32(steps[0] // self.steps_per_epoch))
-        }
+        groups = size_groups(self._views)
+        for row, (picture, picture_boxes) in enumerate(
+            zip(pictures, boxes, strict=True)
+        ):
+            crops = picture.crops(picture_boxes, sizes, self._methods)
+            for part, group in zip(out, groups, strict=True):
+                for place, number in enumerate(group):
+                    part[row, place] = crops[number]
 
     def _split(self, tree: dict[str, Any]) -> dict[str, Any]:
         if self._mesh is None:
@@ -211,6 +227,17 @@ class TrainLoader:
         return jax.make_array_from_process_local_data(
             mesh_lib.replicated(self._mesh), np.asarray(array)
         )
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Room for uint8 at a multiple of 64 bytes: a CPU device takes it without a copy.
+
+    A copy of 300 kB per picture, into fresh memory, is 0.2 of 2 ms in the fast mode.
+    """
+    size = math.prod(shape)
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].reshape(shape)
 
 
 def _check(

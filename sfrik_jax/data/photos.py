@@ -61,7 +61,7 @@ def patches(split: str, seed: int = 0) -> Iterator[tuple[int, bytes]]:
     Raises:
       MissingInputError: scikit-image or scikit-learn is not installed.
     """
-    parts = [_part(_open(name), split) for name in CLASSES]
+    parts = [_part(photograph(name), split) for name in CLASSES]
     for label, part in enumerate(parts):
         for number in range(PER_CLASS[split]):
             yield label, _jpeg(_patch(part, seed, _SPLIT_CODES[split], label, number))
@@ -78,7 +78,12 @@ def write_folder(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def _open(name: str) -> Image.Image:
+def photograph(name: str) -> Image.Image:
+    """One of PHOTOGRAPHS, in RGB.
+
+    Raises:
+      MissingInputError: its package is not installed.
+    """
     package, file = PHOTOGRAPHS[name]
     spec = importlib.util.find_spec(package)
     folders = (spec and spec.submodule_search_locations) or []
