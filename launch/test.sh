@@ -11,4 +11,5 @@ export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/pyright --pythonpath .venv/bin/python
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
-.venv/bin/python -m pytest "$@"
+# Files stay whole: their tests share what they compile.
+.venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

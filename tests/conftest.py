@@ -1,5 +1,6 @@
 """Eight fake devices, strict shapes, and a compilation cache for all tests."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -46,5 +47,9 @@ def data_dir() -> Path:
     """A TFDS data_dir with fashion_mini, prepared once for all runs of the tests."""
     from sfrik_jax.data import builders
 
-    builders.prepare("fashion_mini", str(CACHE / "data"))
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "data.lock").open("w") as lock:
+        # The processes of pytest-xdist come here at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        builders.prepare("fashion_mini", str(CACHE / "data"))
     return CACHE / "data"

@@ -54,6 +54,8 @@ def metric_rows(steps, *, labels=True):
             "z/effective_rank": 100 * (1 - decay) + 10,
             "z/std": 0.06,
             "z/uniformity": -3.9,
+            "z/alignment": decay,
+            "z/mmd_offdiagonal": 0.1 * decay,
         }
         if labels and step % 50 == 0:
             yield {
@@ -225,6 +227,18 @@ def test_a_run_without_labels_shows_its_gauges(tmp_path):
     assert "an effective 91.1 of 256 dimensions" in page.text
     assert not page.every("table")
     assert len(page.every("svg")) == 7
+
+
+def test_gauges_that_repeat_the_loss_are_left_out(tmp_path):
+    make_run(tmp_path)
+    html = write_report(tmp_path).read_text()
+    assert html.count(">Alignment<") == 1
+    assert "of unit z" not in html
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace("train/mmd_offdiagonal", "train/variance"))
+    html = write_report(tmp_path).read_text()
+    assert html.count(">Alignment of unit z<") == 1
+    assert html.count(">MMD of unit z, off-diagonal part<") == 1
 
 
 def test_an_unfinished_run_says_so(tmp_path):

@@ -22,11 +22,15 @@ PANELS = {
     "z/effective_rank": "Effective rank of z",
     "z/std": "Standard deviation of √q z",
     "z/uniformity": "Uniformity of z",
+    "z/alignment": "Alignment of unit z",
+    "z/mmd_offdiagonal": "MMD of unit z, off-diagonal part",
     "train/learning_rate": "Learning rate",
     "train/gradient_norm": "Gradient norm",
 }
 # With a constant added (the diagonal), or no concern of the method.
 LEFT_OUT = ("train/mmd",)
+# SFRIK's own terms are these gauges already.
+TERMS_OF_SFRIK = ("z/alignment", "z/mmd_offdiagonal")
 PICTURES = {
     "views": (
         "Augmented views",
@@ -94,6 +98,8 @@ def _training(run: Run) -> Iterator[str]:
         if name.startswith(("train/", "z/")) and name not in (*PANELS, *LEFT_OUT)
     ]
     known = [name for name in PANELS if name in run.curves]
+    if "train/mmd_offdiagonal" in known:
+        known = [name for name in known if name not in TERMS_OF_SFRIK]
     names = known[:1] + terms + known[1:] if "train/loss" in known else terms + known
     panels = []
     for number, name in enumerate(names):
