@@ -11,5 +11,5 @@ export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/pyright --pythonpath .venv/bin/python
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
-# Files stay whole: their tests share what they compile.
-.venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+# Slow tests stand together in a file: an idle process takes from a busy one.
+.venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
