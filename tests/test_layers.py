@@ -1,5 +1,7 @@
 """The CPU's own convolution and pooling are the plain ones, gradients included."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ def plain_convolution(x, kernel, stride):
     )
 
 
-def operands(n, size, dtype=np.float64, channels=3, out=4, kernel=3):
+def operands(n, size, dtype: Any = np.float64, channels=3, out=4, kernel=3):
     rng = np.random.default_rng(n)
     x = jnp.asarray(rng.standard_normal((n, *size, channels)), dtype)
     return x, jnp.asarray(rng.standard_normal((kernel, kernel, channels, out)), dtype)

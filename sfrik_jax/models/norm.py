@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 
 class BatchNorm(nn.Module):
@@ -27,8 +28,8 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     zero_scale: bool = False
 
     @nn.compact

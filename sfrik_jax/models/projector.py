@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from sfrik_jax.models.norm import BatchNorm
 
@@ -25,7 +26,7 @@ class Projector(nn.Module):
 
     hidden_dims: Sequence[int]
     embed_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool, views: int = 1) -> jax.Array:

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from sfrik_jax.models.layers import convolution, max_pool
 from sfrik_jax.models.norm import BatchNorm
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
     width: int = 64
     widen: int = 1
     stem: str = "imagenet"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def features(self) -> int:
