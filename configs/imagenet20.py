@@ -6,7 +6,8 @@ needs TensorFlow) as ArrayRecord.
 
 python -m sfrik_jax pretrain --config configs/imagenet20.py --workdir runs/in20
 
-The validation split gives the final figure. Tune on 260 other pictures per class:
+The multi-crops are configs/imagenet20.py:obow and configs/imagenet20.py:swav. The
+validation split gives the final figure. Tune on 260 other pictures per class:
 
 python -m sfrik_jax pretrain --config configs/imagenet20.py --workdir runs/in20_tune \
     --config.eval.test_split=train --config.eval.test_subset=in20_val

@@ -311,10 +311,10 @@ def make_views(
 ) -> tuple[jax.Array, ...]:
     """The network's input: [B, V_g, s, s, 3] for each pass (see `views.size_groups`).
 
-    `batch` holds "index" [B],
-    "epoch" [] and either "views", the uint8 crops of each group [B, V_g, s, s, 3], or
-    "images", the whole data set [N, H, W, 1 or 3], with "boxes" [B, V, 4]. The batch
-    stays the leading axis, so that merging the views into it moves no data.
+    `batch` holds "index" [B], "epoch" [] and either "views", the uint8 crops of each
+    group [B, V_g, s, s, 3], or "images", the whole data set [N, H, W, 1 or 3], with
+    "boxes" [B, V, 4]. The batch stays the leading axis, so that merging the views into
+    it moves no data.
     """
     index = batch["index"]
     images = batch["images"][index] if "images" in batch else None

@@ -21,7 +21,7 @@ from sfrik_jax.data.opening import open_source, subset_of
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.subset_setting import probe_data
 from sfrik_jax.data.views import View
-from sfrik_jax.errors import ConfigError, MissingInputError
+from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
 from sfrik_jax.evaluators import (
     Settings,
     baselines,
@@ -77,12 +77,24 @@ class ImageSet:
         for images, batch_labels in self._decode():
             if self._cache is not None:
                 made.append(images)
-            labels.append(batch_labels)
+            if self.labelled:
+                labels.append(self._checked(batch_labels))
             yield images
         if self._cache is not None:
             self._cache = made
-        if self.labelled and all(each is not None for each in labels):
+        if self.labelled:
             self._labels = np.concatenate(labels)
+
+    def _checked(self, labels: np.ndarray | None) -> np.ndarray:
+        """The labels of a batch, if all of its pictures have one of the classes."""
+        count = self.source.num_classes
+        assert count is not None  # else the set is not labelled
+        if labels is None or labels.min() < 0 or labels.max() >= count:
+            raise CorruptInputError(
+                f"{self.source.name(0)} has a label, but another picture of its split "
+                f"has none or a label outside 0 … {count - 1}; prepare the set again"
+            )
+        return labels
 
     @property
     def labels(self) -> np.ndarray | None:

@@ -8,6 +8,8 @@ import pytest
 from sfrik_jax.data import decode, images, photos, sources
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.views import View
+from sfrik_jax.errors import CorruptInputError
+from sfrik_jax.evaluation import ImageSet
 
 
 @pytest.fixture
@@ -36,6 +38,24 @@ def test_unlabelled_sets_have_no_labels_in_evaluation():
     )
     assert pixels.shape == (3, 16, 16, 3)
     assert labels is None
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 3])
+def test_a_label_that_is_none_is_found_by_the_pass_over_the_pictures(wrong):
+    class Damaged(sources.ArraySource):
+        @property
+        def num_classes(self):
+            return 3
+
+        def example(self, i):
+            item, label = super().example(i)
+            return item, wrong if i == 4 else label
+
+    source = Damaged(np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 3)
+    split = ImageSet(source, image_size=8, resize=8, workers=1)
+    assert split.labelled
+    with pytest.raises(CorruptInputError, match="label"):
+        _ = split.labels
 
 
 def test_grey_sets_stay_grey_in_memory():

@@ -22,6 +22,7 @@ cv2.setNumThreads(1)
 
 
 def check(method: str) -> None:
+    """Raises ConfigError unless `method` is one of METHODS."""
     if method not in METHODS:
         raise ConfigError(f"resampling method {method!r}; choose one of {METHODS}")
 
