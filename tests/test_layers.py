@@ -168,6 +168,16 @@ def test_the_first_of_equal_values_takes_the_whole_gradient(pool):
     np.testing.assert_array_equal(grad, [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
 
 
+@pytest.mark.parametrize(
+    "pool", [layers.max_pool_of_slices, layers.max_pool_of_windows]
+)
+def test_max_pool_has_a_gradient_in_a_compiled_function(pool):
+    # Windows with a traced initial value had none, and training ended on every GPU.
+    x = jnp.asarray(pooled_maps("distinct", (7, 6)), jnp.float32)
+    gradient = jax.grad(lambda x: (pool(x) ** 2).sum())
+    np.testing.assert_allclose(jax.jit(gradient)(x), gradient(x), rtol=1e-6)
+
+
 def test_max_pool_keeps_bfloat16():
     x = jnp.asarray(pooled_maps("distinct", (5, 5)), jnp.bfloat16)
     assert layers.max_pool(x).dtype == jnp.bfloat16

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # im2col matrices of this size stay in a core's cache: 2 to 4 images of 28x28x16 are
 # 64 ms, 128 of them 172 ms (kernel gradient of 512 images, two cores, jax 0.10.2).
@@ -154,7 +155,9 @@ def max_pool_of_windows(x: jax.Array) -> jax.Array:
     """Max pooling by the backend's own window reduction."""
     return jax.lax.reduce_window(
         x,
-        jnp.array(-jnp.inf, x.dtype),
+        # A value, not a traced constant: only then does JAX know this for a maximum,
+        # which has a derivative.
+        np.array(-np.inf, x.dtype),
         jax.lax.max,
         window_dimensions=(1, 3, 3, 1),
         window_strides=(1, 2, 2, 1),
