@@ -147,7 +147,7 @@ class Torchvision:
     """
 
     def __init__(self, views: Sequence[View], *, tensors: bool) -> None:
-        self._torch, transforms = _import_torchvision()
+        self._torch, transforms = import_torchvision()
         self._torch.set_num_threads(1)
         self._tensors, self._views = tensors, views
         self._functional = transforms.v2.functional
@@ -225,7 +225,7 @@ class Torchvision:
         return [np.asarray(crop) for crop in crops]
 
 
-def _import_torchvision() -> tuple[Any, Any]:
+def import_torchvision() -> tuple[Any, Any]:
     """torch and torchvision.transforms."""
     torch = importlib.import_module("torch")
     try:
