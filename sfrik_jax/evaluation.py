@@ -288,7 +288,11 @@ def print_summary(summary: Mapping[str, Any]) -> None:
                 )
                 print(f"{title:24s}{linear:14.1f}{knn:14.1f}")
     if summary["bad_pictures"]:
-        print(f"{summary['bad_pictures']} bad pictures, listed in {BAD_PICTURES}")
+        print(
+            f"{summary['bad_pictures']} bad pictures, replaced in training; "
+            f"{summary['train_images_left_out']} left out of what the probes learn "
+            f"from; see {BAD_PICTURES}"
+        )
     print(
         f"{summary['steps']} steps in {summary['train_seconds']:.0f} s, "
         f"{summary['views_per_second'] or 0:,.0f} views/s"

@@ -14,10 +14,11 @@ from sfrik_jax.errors import CorruptInputError
 # Sets up to this size are decoded once and kept.
 CACHED_BYTES = 2**30
 BATCH_SIZE = 256
-# Labels that are checked before anything compiles: one or two seconds where each means
-# reading a record. Of a larger set these are spread over it, and the first pass over
-# the pictures checks all.
+# Sets up to this size have all labels checked before anything compiles, which takes a
+# second where each means reading a record. Of larger ones these many, spread over the
+# set, as a slow disk needs milliseconds for each; the first pass checks the others.
 CHECKED_LABELS = 20_000
+SAMPLED_LABELS = 1_000
 
 
 class ImageSet:
@@ -55,7 +56,7 @@ class ImageSet:
         self._cache: list[np.ndarray] | None = [] if small else None
 
     def check_labels(self, least_classes: int) -> None:
-        """Checks up to CHECKED_LABELS labels without decoding a picture.
+        """Checks labels without decoding a picture: all, or SAMPLED_LABELS of many.
 
         Raises:
           CorruptInputError: a label is missing or out of range, or there are pictures
@@ -63,8 +64,10 @@ class ImageSet:
         """
         total, count = len(self.source), self.source.num_classes
         assert count is not None  # else the set is not labelled
+        all_of_it = total <= CHECKED_LABELS
         seen = set()
-        for i in map(int, np.linspace(0, total - 1, min(total, CHECKED_LABELS))):
+        for i in np.linspace(0, total - 1, total if all_of_it else SAMPLED_LABELS):
+            i = round(i)
             readable, label = self._label(i)
             if not readable:
                 continue
@@ -74,7 +77,7 @@ class ImageSet:
                     "of the feature label; prepare the set again"
                 )
             seen.add(label)
-        if len(seen) < least_classes and total <= CHECKED_LABELS:
+        if len(seen) < least_classes and all_of_it:
             raise CorruptInputError(
                 f"all pictures of the split of {self.source.name(0)} have label "
                 f"{min(seen, default=None)}; kNN and probe need two classes or "

@@ -13,7 +13,7 @@ touched by any of this.
 
 import functools
 import itertools
-import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -26,8 +26,6 @@ from sfrik_jax.errors import BadPictureError, CorruptInputError
 
 T = TypeVar("T")
 Found = list[BadPictureError]
-
-log = logging.getLogger("sfrik")
 
 # The file of a run directory that lists them.
 FILE = "bad_pictures.json"
@@ -105,7 +103,7 @@ class BadPictures:
         )
 
     def note(self, found: Iterable[BadPictureError]) -> None:
-        """Logs and stores those that are new.
+        """Prints, counts and stores those that are new.
 
         Raises:
           CorruptInputError: they are more than the budget.
@@ -113,7 +111,7 @@ class BadPictures:
         new = {bad.id: bad for bad in found if bad.id not in self.noted}
         for bad in new.values():
             self.noted[bad.id] = bad.reason
-            log.warning("%s", bad.line)
+            print(bad.line, file=sys.stderr, flush=True)
         if new:
             self.save(self.record())
             self._check_budget()

@@ -91,6 +91,8 @@ class Picture:
 
     def _corrupt(self, error: BaseException) -> BadPictureError:
         reason = str(error) or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):  # Pillow's limit is higher
+            reason = f"pixels are more than {MAX_PIXELS // 10**6} million"
         if isinstance(error, UnidentifiedImageError):  # its text holds an address
             reason = f"not a picture in {', '.join(FORMATS)}"
         if isinstance(self._item, bytes) and not self._item:
