@@ -1,8 +1,12 @@
 """`data.on_error=skip`: the same batches, whoever makes them, and a list of the bad."""
 
+import itertools
+import socket
+
 import numpy as np
 import pytest
 from PIL import Image
+from test_loader import run_python
 
 from sfrik_jax.data import decode, images, sources, views
 from sfrik_jax.data import loader as loaders
@@ -103,6 +107,50 @@ def test_i1_each_process_makes_its_rows_of_the_same_batch(source, monkeypatch):
     np.testing.assert_array_equal(np.concatenate(halves, axis=1), want)
 
 
+TWO_PROCESSES = """
+    import sys
+    import jax
+    port, rank, folder, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    jax.distributed.initialize(
+        f"localhost:{port}", 2, rank, coordinator_bind_address=f"127.0.0.1:{port}"
+    )
+    import numpy as np
+    from jax.experimental import multihost_utils
+    from sfrik_jax.data import bad_pictures, loader, sources, views
+    from sfrik_jax.mesh import make_mesh
+    batches = loader.TrainLoader(
+        sources.FolderSource(folder),
+        views.build(16, recipe="vicreg"),
+        batch_size=8,
+        seed=3,
+        mesh=make_mesh(),
+        bad=bad_pictures.BadPictures(40, seed=3, on_error="skip"),
+    )
+    made = [batches.batch(step)["views"][0] for step in range(5)]
+    made = [multihost_utils.process_allgather(each, tiled=True) for each in made]
+    if rank == 0:
+        np.save(out, made)
+    jax.distributed.shutdown()
+"""
+
+
+def test_i1_two_processes_make_the_batches_of_one(source, folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    out = str(tmp_path / "views.npy")
+    processes = [
+        run_python(TWO_PROCESSES, port, rank, str(folder), out) for rank in "01"
+    ]
+    bad = []
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        bad += [line for line in said.splitlines() if line.startswith("SFRIK-DATA-BAD")]
+    assert {line.partition(" reason=")[0][-6:] for line in bad} == NAMES
+    np.testing.assert_array_equal(np.load(out), take(make(source), 5))
+
+
 def test_i1_host_and_device_have_the_same_pictures_in_the_same_places(source):
     on_device = make(source, residence="device")
     on_host = make(source)
@@ -166,9 +214,10 @@ def test_i1_the_budget_ends_the_run_in_the_same_place(source):
         want += 1
     batches.close()
     for workers in (1, 4, 4):
+        batches = make(source, skipping(max_bad=2), workers=workers).iterate()
         taken = 0
         with pytest.raises(CorruptInputError, match="the budget is 2; the last is"):
-            for _ in make(source, skipping(max_bad=2), workers=workers).iterate():
+            for _ in itertools.islice(batches, want + 1):
                 taken += 1
         assert taken == want
 
