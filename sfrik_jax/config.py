@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sfrik_jax import config_checks, config_keys
+from sfrik_jax import config_checks, config_keys, device_checks
 from sfrik_jax.errors import ConfigError, CorruptInputError, SfrikError
 from sfrik_jax.settings import (
     CHOICES,
@@ -177,7 +177,7 @@ def validate(
     if num_examples is not None and not findings:
         findings += config_checks.data_problems(at, num_examples)
     if num_devices is not None and not findings:
-        findings += config_checks.device_problems(at, num_devices)
+        findings += device_checks.device_problems(at, num_devices)
     if findings:
         raise ConfigError(findings[0])
 

@@ -4,6 +4,8 @@ The message is one line: what is wrong, where (path, step, leaf, setting and its
 value), what was kept, and what to do.
 """
 
+import json
+
 
 class SfrikError(Exception):
     """An error that ends a command with `code` and one line, without a traceback."""
@@ -21,6 +23,30 @@ class CorruptInputError(SfrikError):
     """Data, weights or every checkpoint are damaged."""
 
     code = 65
+
+
+class BadPictureError(CorruptInputError):
+    """One picture of a set cannot be read or decoded.
+
+    Args:
+      id: the file, or the record of its set.
+      reason: what is wrong with it.
+      remedy: what to do about it.
+    """
+
+    def __init__(
+        self, id: str, reason: str, remedy: str = "replace or remove it"
+    ) -> None:
+        self.id, self.remedy = id, remedy
+        self.reason = " ".join(reason.split())
+        super().__init__(f"{self.line}; {remedy}")
+
+    @property
+    def line(self) -> str:
+        """The finding as it is logged; an id with blanks in it is quoted."""
+        plain = self.id.isprintable() and " " not in self.id
+        shown = self.id if plain else json.dumps(self.id, ensure_ascii=False)
+        return f"SFRIK-DATA-BAD id={shown} reason={self.reason}"
 
 
 class MissingInputError(SfrikError, FileNotFoundError):

@@ -1,6 +1,5 @@
 """The evaluation of a run: during training, and what it leaves behind at the end."""
 
-import itertools
 import json
 import logging
 import sys
@@ -16,12 +15,13 @@ from ml_collections import ConfigDict
 from sfrik_jax import augment, metrics, weights
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax.data.images import eval_batches
+from sfrik_jax.data.bad_pictures import FILE as BAD_PICTURES
+from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.opening import open_source, subset_of
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.subset_setting import probe_data
 from sfrik_jax.data.views import View
-from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
+from sfrik_jax.errors import ConfigError, MissingInputError
 from sfrik_jax.evaluators import (
     Settings,
     baselines,
@@ -29,85 +29,18 @@ from sfrik_jax.evaluators import (
     features,
     pictures,
 )
+from sfrik_jax.image_set import BATCH_SIZE, ImageSet
 from sfrik_jax.models.resnet import ResNet
 from sfrik_jax.rundir import RunDirectory
 from sfrik_jax.train_state import TrainState, backbone_variables
 
 log = logging.getLogger("sfrik")
 
-# Sets up to this size are decoded once and kept.
-CACHED_BYTES = 2**30
 # Images that the picture of nearest neighbours chooses from.
 GALLERY = 5_000
 QUERIES = 500
-BATCH_SIZE = 256
 
 Results = dict[str, float]
-
-
-class ImageSet:
-    """A split as the evaluation sees it: resized, centre-cropped, in order."""
-
-    def __init__(
-        self, source: Source, *, image_size: int, resize: int, workers: int
-    ) -> None:
-        self.source = source
-        # The first example tells; reading all labels of a large set reads its pictures.
-        self.labelled = (
-            source.num_classes is not None and source.example(0)[1] is not None
-        )
-        self._labels: np.ndarray | None = None
-        self._decode = partial(
-            eval_batches,
-            source,
-            image_size=image_size,
-            resize=resize,
-            batch_size=BATCH_SIZE,
-            workers=workers,
-        )
-        small = len(source) * image_size**2 * 3 <= CACHED_BYTES
-        self._cache: list[np.ndarray] | None = [] if small else None
-
-    def batches(self) -> Iterator[np.ndarray]:
-        """uint8 [<= BATCH_SIZE, S, S, 3] each."""
-        if self._cache:
-            yield from self._cache
-            return
-        made, labels = [], []
-        for images, batch_labels in self._decode():
-            if self._cache is not None:
-                made.append(images)
-            if self.labelled:
-                labels.append(self._checked(batch_labels))
-            yield images
-        if self._cache is not None:
-            self._cache = made
-        if self.labelled:
-            self._labels = np.concatenate(labels)
-
-    def _checked(self, labels: np.ndarray | None) -> np.ndarray:
-        """The labels of a batch, if all of its pictures have one of the classes."""
-        count = self.source.num_classes
-        assert count is not None  # else the set is not labelled
-        if labels is None or labels.min() < 0 or labels.max() >= count:
-            raise CorruptInputError(
-                f"{self.source.name(0)} has a label, but another picture of its split "
-                f"has none or a label outside 0 … {count - 1}; prepare the set again"
-            )
-        return labels
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """int32 [N], known after a pass over the pictures; None without labels."""
-        if self.labelled and self._labels is None:
-            for _ in self.batches():
-                pass
-        return self._labels
-
-    def first(self, count: int) -> np.ndarray:
-        """The first images, uint8 [<= count, S, S, 3]."""
-        needed = itertools.islice(self.batches(), -(-count // BATCH_SIZE))
-        return np.concatenate(list(needed))[:count]
 
 
 class Evaluation:
@@ -117,8 +50,12 @@ class Evaluation:
       view: whose normalisation the evaluation uses.
       source: the training pictures. Reading the labels and names of a TFDS split takes
         as long as reading its pictures, so what is known of this one is used again.
+      bad: what becomes of bad pictures that the probes learn from. One to test on
+        always raises: a figure is of all test pictures.
 
     Raises:
+      CorruptInputError: a label is out of range, or there is one class alone, as far as
+        `ImageSet.check_labels` tells.
       MissingInputError, ConfigError: a split of a TFDS data set or a subset is not
         there, or smaller than eval.knn_k. A folder of pictures without labels or
         without a test split is not evaluated.
@@ -131,15 +68,16 @@ class Evaluation:
         backbone: ResNet,
         view: View,
         source: Source,
+        bad: BadPictures | None = None,
     ) -> None:
-        self._config, self._mesh = config, mesh
+        self._config, self._mesh, self._bad = config, mesh, bad
         # The last step's accuracies serve its line of metrics and the summary.
         self._newest: Results = {}
         self._newest_step = -1
         self._normalization = {"mean": view.mean, "std": view.std}
         split, subset = probe_data(configs.flatten(config))
         whole = self._open(split, source.whole)
-        self._train = self._images(whole, subset, "eval.train_subset")
+        self._train = self._images(whole, subset, "eval.train_subset", bad)
         self._test = None
         try:
             whole = self._open(config.eval.test_split, source.whole)
@@ -154,6 +92,10 @@ class Evaluation:
         )
         if not self.labelled:
             log.warning("no labelled train and test split: accuracies are left out")
+        else:
+            assert self._test is not None
+            self._train.check_labels(least_classes=2)
+            self._test.check_labels(least_classes=1)
         count, k = len(self._train.source), config.eval.knn_k
         if self.labelled and k > count:
             raise ConfigError(
@@ -218,7 +160,9 @@ class Evaluation:
             "views_per_second": round(float(np.median(rates)), 1) if rates else None,
             "steps": int(state.step),
             "seed": self._config.seed,
-            "train_images": len(self._train.source),
+            "train_images": len(self._train.source) - self._train.left_out,
+            "train_images_left_out": self._train.left_out,
+            "bad_pictures": 0 if self._bad is None else len(self._bad.noted),
             "test_images": len(self._test.source) if self._test else 0,
             "train_subset": self._train.source.subset,
             "test_subset": self._test.source.subset if self._test else None,
@@ -235,13 +179,16 @@ class Evaluation:
             source=data.source, name=data.name, path=data.path, split=split
         )
 
-    def _images(self, whole: Source, subset: str, key: str) -> ImageSet:
+    def _images(
+        self, whole: Source, subset: str, key: str, bad: BadPictures | None = None
+    ) -> ImageSet:
         settings, data = self._config.eval, self._config.data
         return ImageSet(
             subset_of(whole, subset, seed=self._config.seed, key=key),
             image_size=settings.image_size,
             resize=settings.resize,
             workers=data.workers,
+            bad=bad,
         )
 
     def _features(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -340,6 +287,12 @@ def print_summary(summary: Mapping[str, Any]) -> None:
                     summary[f"{prefix}{n}"] for n in ("linear_top1", names[0])
                 )
                 print(f"{title:24s}{linear:14.1f}{knn:14.1f}")
+    if summary["bad_pictures"]:
+        print(
+            f"{summary['bad_pictures']} bad pictures, replaced in training; "
+            f"{summary['train_images_left_out']} left out of what the probes learn "
+            f"from; see {BAD_PICTURES}"
+        )
     print(
         f"{summary['steps']} steps in {summary['train_seconds']:.0f} s, "
         f"{summary['views_per_second'] or 0:,.0f} views/s"

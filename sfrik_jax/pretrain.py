@@ -7,6 +7,7 @@ of (state, batch), so a run that was stopped and resumed is the run that never s
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,9 @@ from sfrik_jax import (
 )
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
+from sfrik_jax.data import bad_pictures
 from sfrik_jax.data import views as view_recipes
-from sfrik_jax.data.decode import decode_rgb
+from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.opening import open_source
 from sfrik_jax.data.sources import Source
@@ -72,8 +74,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
     with Stop() as stop, RunDirectory(workdir, config) as run:
         job = build(config)
         run.agree_on_data(job.source.fingerprint)
+        bad = job.loader.bad
+        bad.resume(run.read_json(bad_pictures.FILE))
         evaluation = Evaluation(
-            config, job.mesh, job.model.backbone, job.views[0], job.source
+            config, job.mesh, job.model.backbone, job.views[0], job.source, bad
         )
         with _checkpoints(job, run.path) as checkpoints:
             state = checkpoints.restore(_abstract(job)) or _first_state(job)
@@ -84,6 +88,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
                 print(f"{run.path} is done: step {done} of {done}")
                 return 0
             run.start(job.source.fingerprint, job.source.subset)
+            bad.save = partial(run.write_json, bad_pictures.FILE)
+            if bad.noted:
+                bad.save(bad.record())
             if not (run.path / VIEWS_PICTURE).exists():
                 preview_job(job, run.path / VIEWS_PICTURE, step=0)
             state, seconds = train(job, state, run, checkpoints, evaluation, stop)
@@ -115,6 +122,12 @@ def build(config: ConfigDict) -> Job:
         workers=data.workers,
         resample=data.resample,
         mesh=mesh,
+        bad=BadPictures(
+            len(source),
+            seed=config.seed,
+            on_error=data.on_error,
+            max_bad=data.max_bad,
+        ),
     )
     plan = configs.derive(config, len(source))
     model = models.build(**config.model)
@@ -206,9 +219,7 @@ def preview_job(job: Job, path: Path, step: int) -> None:
     draw = jax.jit(augment.make_views, static_argnums=(1, 2))
     groups = draw(batch, job.views, job.config.seed)
     views = [np.asarray(g[:PREVIEW_ROWS, v]) for g in groups for v in range(g.shape[1])]
-    sources = [
-        decode_rgb(job.source.read(int(i))) for i in batch["index"][:PREVIEW_ROWS]
-    ]
+    sources = [job.loader.rgb(int(i)) for i in batch["index"][:PREVIEW_ROWS]]
     first = job.views[0]
     pictures.views(sources, views, path, mean=first.mean, std=first.std)
 

@@ -108,6 +108,8 @@ DEFAULTS: dict[str, Any] = {
         "residence": "auto",  # the whole set on the device, or batches from the host
         "workers": 0,  # decoding threads; 0 = all cores
         "resample": "exact",  # Pillow's result, or a faster one near it
+        "on_error": "raise",  # at a bad picture, or "skip"
+        "max_bad": -1,  # pictures that may be bad; -1 = max(100, one in a thousand)
     },
     "augment": {"recipe": "vicreg", **RECIPE_DEFAULTS["vicreg"]},
     "model": {
@@ -162,6 +164,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "augment.normalization": ("imagenet", "stl10"),
     "data.residence": ("auto", "device", "host"),
     "data.resample": ("exact", "fast"),
+    "data.on_error": ("raise", "skip"),
     "model.backbone": (
         "resnet14",
         "resnet18",
@@ -191,4 +194,6 @@ RESUME_FREE = (
     "checkpoint.",
     "mesh.",
     "data.workers",
+    "data.on_error",
+    "data.max_bad",
 )

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from sfrik_jax.data import decode, images, photos, sources
+from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.views import View
 from sfrik_jax.errors import CorruptInputError
-from sfrik_jax.evaluation import ImageSet
+from sfrik_jax.image_set import ImageSet
 
 
 @pytest.fixture
@@ -64,4 +65,6 @@ def test_grey_sets_stay_grey_in_memory():
     batch = TrainLoader(source, (View(8),), batch_size=2, seed=0).batch(0)
     np.testing.assert_array_equal(batch["images"], pixels)
     source = sources.ArraySource(np.repeat(pixels, 3, axis=3))
-    np.testing.assert_array_equal(images.load_images(source)[..., :1], pixels)
+    np.testing.assert_array_equal(
+        images.load_images(source, BadPictures(6))[..., :1], pixels
+    )

@@ -18,15 +18,16 @@ LEVELS = [
     "errors settings kernels metrics optim data data.jpeg data.pipeline "
     "models.layers models.norm report.page",
     "data.subset_setting",
-    "mesh data.views resample interrupts checkpoint config_checks data.folders "
-    "data.idx data.prepared data.resize models.projector models.resnet "
-    "evaluators.checks evaluators.features evaluators.baselines report.run",
+    "mesh data.views resample interrupts checkpoint config_checks device_checks "
+    "data.folders data.idx data.prepared data.records data.resize models.projector "
+    "models.resnet evaluators.checks evaluators.features evaluators.baselines "
+    "report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
     "evaluators.knn evaluators.linear report.curves report.verdict",
-    "data.opening",
+    "data.opening data.bad_pictures",
     "losses config weights train_state data.images data.builders "
     "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
-    "rundir step data.loader report",
+    "rundir step image_set data.loader report",
     "evaluation run_log",
     "pretrain",
     "commands",
@@ -43,6 +44,7 @@ LEVEL_OF = {
 # ConfigDict goes no deeper than the run and its evaluation.
 EVERYWHERE = ("jax", "numpy", "chex")
 DOORS = {
+    "array_record": "data",
     "cv2": "data",
     "flax": "models train_state",
     "grain": "data",

@@ -8,6 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from sfrik_jax.data import decode, jpeg
+from sfrik_jax.errors import CorruptInputError
 
 SIZES = [(1, 1), (7, 9), (33, 17), (64, 48), (127, 90)]
 # What files in the wild differ in.
@@ -154,7 +155,7 @@ def test_random_damage_has_pillows_outcome(texture):
             want = None
         try:
             got = decode.decode_rgb(data)
-        except decode.CorruptInputError:
+        except CorruptInputError:
             got = None
         np.testing.assert_array_equal(got, want)
         outcomes.append(got is None)

@@ -196,9 +196,9 @@ def test_a_broken_picture_is_named_when_its_batch_is_due(tmp_path, patch_folder)
     iterator = batches.iterate(0)
     for _ in range(due):
         next(iterator)
-    with pytest.raises(CorruptInputError, match=r"moon\.jpg cannot be decoded"):
+    with pytest.raises(CorruptInputError, match=r"moon\.jpg reason=cannot be decoded"):
         next(iterator)
-    with pytest.raises(CorruptInputError, match=r"moon\.jpg cannot be decoded"):
+    with pytest.raises(CorruptInputError, match=r"moon\.jpg reason=cannot be decoded"):
         make(source, batch_size=4).batch(due)
 
 

@@ -139,7 +139,7 @@ def test_folders_can_be_sliced(tmp_path):
 
 def test_an_empty_or_missing_folder_says_what_to_do(tmp_path):
     with pytest.raises(
-        MissingInputError, match=r"no pictures in .*put files ending in"
+        CorruptInputError, match=r"no pictures in .*put files ending in"
     ):
         folder_source(tmp_path)
     with pytest.raises(MissingInputError, match=r"no folder .*; set data\.path"):
@@ -159,7 +159,7 @@ def test_a_vanished_picture_is_named(tmp_path):
     picture(tmp_path / "a.png")
     source = folder_source(tmp_path)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(CorruptInputError, match=r"a\.png cannot be read"):
+    with pytest.raises(CorruptInputError, match=r"a\.png reason=cannot be read"):
         source.read(0)
 
 

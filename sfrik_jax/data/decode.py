@@ -10,19 +10,25 @@ as far as every box keeps the pixels it needs, and OpenCV resizes what is not re
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sfrik_jax.data import jpeg, resize
-from sfrik_jax.errors import ConfigError, CorruptInputError
+from sfrik_jax.errors import BadPictureError, ConfigError
 
 Item = bytes | np.ndarray
 Box = Sequence[int] | np.ndarray
 
 MAX_PIXELS = 50_000_000
+# Told by content, whatever a file is called. Pillow knows more formats, among them
+# EPS, for which it starts another program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Without it the pixels may be whole, but the file was cut short all the same.
+_PNG_END = b"IEND\xae\x42\x60\x82"
 # What Pillow raises for damaged files, over all of its formats.
 _DAMAGE = (
     OSError,
@@ -39,6 +45,8 @@ _DAMAGE = (
     Image.DecompressionBombError,
 )
 _EXIF_ORIENTATION = 0x0112
+# Pillow warns of pictures that are refused here anyway, and of odd tags.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -52,7 +60,7 @@ class Picture:
       name: what a message calls it.
 
     Raises:
-      CorruptInputError: no picture, damaged, or more than 50 million pixels (told from
+      BadPictureError: no picture, damaged, or more than 50 million pixels (told from
         the header, before any memory is taken).
     """
 
@@ -62,8 +70,8 @@ class Picture:
             self.height, self.width = item.shape[:2]
             return
         try:
-            self._image = Image.open(io.BytesIO(item))
-            self._check_size()
+            self._image = Image.open(io.BytesIO(item), formats=FORMATS)
+            self._check_header(item)
             orientation = self._image.getexif().get(_EXIF_ORIENTATION, 1)
         except _DAMAGE as error:
             raise self._corrupt(error) from error
@@ -72,18 +80,24 @@ class Picture:
         sideways = orientation in (5, 6, 7, 8)
         self.height, self.width = (width, height) if sideways else (height, width)
 
-    def _check_size(self) -> None:
+    def _check_header(self, item: bytes) -> None:
         width, height = self._image.size
         if width * height > MAX_PIXELS:
             raise ValueError(
                 f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} million"
             )
+        if self._image.format == "PNG" and item.rfind(_PNG_END) < 0:
+            raise ValueError("image file is truncated")
 
-    def _corrupt(self, error: BaseException) -> CorruptInputError:
+    def _corrupt(self, error: BaseException) -> BadPictureError:
         reason = str(error) or type(error).__name__
-        return CorruptInputError(
-            f"{self._name} cannot be decoded ({reason}); replace or remove it"
-        )
+        if isinstance(error, Image.DecompressionBombError):  # Pillow's limit is higher
+            reason = f"pixels are more than {MAX_PIXELS // 10**6} million"
+        if isinstance(error, UnidentifiedImageError):  # its text holds an address
+            reason = f"not a picture in {', '.join(FORMATS)}"
+        if isinstance(self._item, bytes) and not self._item:
+            reason = "the file is empty"
+        return BadPictureError(self._name, f"cannot be decoded ({reason})")
 
     def _pixels(self, room: int = 1, scratch: bool = False) -> np.ndarray:
         """uint8 [h, w, 1 or 3], upright; grey pictures have one band.
@@ -132,7 +146,13 @@ class Picture:
     def crops(
         self, boxes: Sequence[Box], sizes: Sequence[int], methods: Sequence[str]
     ) -> list[np.ndarray]:
-        """Each box (top, left, height, width) resized to uint8 [size, size, 3]."""
+        """Each box (top, left, height, width) resized to uint8 [size, size, 3].
+
+        Raises:
+          ConfigError: a box is empty or not within the picture; an unknown method.
+        """
+        for box in boxes:
+            self._check_box(box)
         room = 1
         if all(method == "fast" for method in methods):
             room = _room(boxes, sizes)
@@ -141,6 +161,15 @@ class Picture:
             _rgb(self._crop(pixels, box, size, method))
             for box, size, method in zip(boxes, sizes, methods, strict=True)
         ]
+
+    def _check_box(self, box: Box) -> None:
+        top, left, height, width = (int(side) for side in box)
+        down = 0 <= top < top + height <= self.height
+        if not (down and 0 <= left < left + width <= self.width):
+            raise ConfigError(
+                f"box (top, left, height, width) = {(top, left, height, width)} is not "
+                f"within {self._name}, {self.height} high and {self.width} wide"
+            )
 
     def _crop(self, pixels: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:
         resize.check(method)
@@ -212,6 +241,8 @@ def resized_crop(item: Item, box: Box, size: int, method: str) -> np.ndarray:
     Args:
       item: an encoded file, or uint8 [H, W, 1 or 3].
       method: "bicubic", "bilinear" (Pillow's result, exactly) or "fast".
+
+    Errors: see `Picture` and `Picture.crops`.
     """
     return Picture(item).crops([box], [size], [method])[0]
 

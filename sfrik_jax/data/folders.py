@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sfrik_jax.errors import CorruptInputError, MissingInputError
+from sfrik_jax.errors import BadPictureError, CorruptInputError, MissingInputError
 
 EXTENSIONS = frozenset(
     (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
@@ -50,7 +50,9 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
     try:
         found = list(os.scandir(folder))
     except OSError as error:
-        raise unreadable(str(folder), error) from error
+        raise CorruptInputError(
+            f"{folder} cannot be read ({error.strerror}); restore or remove it"
+        ) from error
     for entry in found:
         if entry.name.startswith("."):
             continue
@@ -63,18 +65,17 @@ def _walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[str]:
 
 
 def file_size(path: str) -> int:
-    """Bytes. Errors: CorruptInputError, as for a link to nowhere."""
+    """Bytes. Errors: BadPictureError, as for a link to nowhere."""
     try:
         return os.stat(path).st_size
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str, error: OSError) -> CorruptInputError:
-    """The error for a file or folder that the system does not give."""
-    return CorruptInputError(
-        f"{path} cannot be read ({error.strerror}); restore or remove it"
-    )
+def unreadable(path: str, error: OSError) -> BadPictureError:
+    """The error for a file that the system does not give."""
+    reason = f"cannot be read ({error.strerror})"
+    return BadPictureError(path, reason, "restore or remove it")
 
 
 def class_names(files: list[str]) -> list[str] | None:

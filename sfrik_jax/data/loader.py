@@ -7,6 +7,7 @@ Nothing is stored between steps, so that resuming, replaying one step, and other
 of workers or processes give the same batches by construction. Grain brings the threads.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -20,11 +21,12 @@ from jax.sharding import Mesh
 
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.data import pipeline
+from sfrik_jax.data.bad_pictures import BadPictures, Found
 from sfrik_jax.data.decode import Picture
 from sfrik_jax.data.images import load_images
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View, crop_boxes, permutation, size_groups
-from sfrik_jax.errors import ConfigError
+from sfrik_jax.errors import BadPictureError, ConfigError
 
 Batch = dict[str, Any]
 
@@ -60,10 +62,12 @@ class TrainLoader:
         shape and take at most 4 GiB.
       workers: decoding threads; 0 for one per core.
       resample: "exact" is Pillow's result, "fast" one near it in less time.
+      bad: what becomes of bad pictures; by default the first one raises.
 
     Raises:
       ConfigError: batch_size does not suit the set, the mesh or the processes.
-      CorruptInputError: a picture cannot be read; raised where its batch is due.
+      CorruptInputError: a picture is bad, or too many are; raised where its batch is
+        due.
     """
 
     def __init__(
@@ -77,11 +81,13 @@ class TrainLoader:
         workers: int = 0,
         resample: str = "exact",
         mesh: Mesh | None = None,
+        bad: BadPictures | None = None,
     ) -> None:
         _check(len(source), batch_size, residence, resample, mesh)
         self._source, self._views = source, tuple(views)
         self._batch_size, self._seed, self._mesh = batch_size, seed, mesh
         self._workers = workers
+        self.bad = bad or BadPictures(len(source), seed=seed)
         self._methods = [
             view.method if resample == "exact" else "fast" for view in self._views
         ]
@@ -95,7 +101,7 @@ class TrainLoader:
             residence == "auto" and _fits_on_device(source)
         )
         if self.resident:
-            images = load_images(source, workers=workers)
+            images = load_images(source, self.bad, workers=workers)
             self._sizes = images.shape[1:3]
             self._images = self._whole(images)
 
@@ -103,7 +109,7 @@ class TrainLoader:
         """The batch of one step (0-based), alone."""
         if self.resident:
             return self._resident_batch(step)
-        return next(self._host_batches(step, self._chunks, combined_ahead=0))
+        return next(self._noting(self._host_batches(step, self._chunks, 0)))
 
     def iterate(self, first_step: int = 0) -> Generator[Batch]:
         """The batches of first_step, first_step + 1, … without end, prefetched.
@@ -112,7 +118,11 @@ class TrainLoader:
         """
         if self.resident:
             return (self._resident_batch(s) for s in itertools.count(first_step))
-        return self._host_batches(first_step, _NO_END, _DEVICE_AHEAD)
+        return self._noting(self._host_batches(first_step, _NO_END, _DEVICE_AHEAD))
+
+    def rgb(self, i: int) -> np.ndarray:
+        """Sample i, or what stands in its place, uncropped: uint8 [H, W, 3]."""
+        return self.bad.good(self._source, i, Picture.rgb)[0]
 
     def indices(self, step: int) -> np.ndarray:
         """Sample numbers of a step over all processes, int32 [B]."""
@@ -153,29 +163,37 @@ class TrainLoader:
     def _chunks(self) -> int:
         return -(-(self._rows.stop - self._rows.start) // _CHUNK)
 
+    def _noting(self, batches: Generator[tuple[Batch, Found]]) -> Generator[Batch]:
+        with contextlib.closing(batches):
+            for batch, found in batches:
+                self.bad.note(found)
+                yield batch
+
     def _host_batches(
         self, first_step: int, chunks: int, combined_ahead: int
-    ) -> Generator[Batch]:
+    ) -> Generator[tuple[Batch, Found]]:
         # Threads write into the batch itself: a batch of their parts would be a copy.
         views: dict[int, list[np.ndarray]] = {}
         lock = threading.Lock()
 
-        def decode(number: int) -> tuple[int, np.ndarray]:
+        def decode(number: int) -> tuple[int, np.ndarray, Found]:
             steps, chunk = divmod(number, self._chunks)
             step, rows = first_step + steps, slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
             with lock:
                 whole = views[step] = views.get(step) or self._empty()
             index = self.indices(step)[self._rows][rows]
             epoch = step // self.steps_per_epoch
-            self._decode(epoch, index, [part[rows] for part in whole])
-            return step, index
+            found = self._decode(epoch, index, [part[rows] for part in whole])
+            return step, index, found
 
-        def assemble(parts: Sequence[tuple[int, np.ndarray]]) -> Batch:
-            steps, indices = zip(*parts, strict=True)
+        def assemble(
+            parts: Sequence[tuple[int, np.ndarray, Found]],
+        ) -> tuple[Batch, Found]:
+            steps, indices, found = zip(*parts, strict=True)
             batch = {"index": np.concatenate(indices)}
             batch = self._split(batch | {"views": tuple(views.pop(steps[0]))})
             epoch = np.int32(steps[0] // self.steps_per_epoch)
-            return batch | {"epoch": self._whole(epoch)}
+            return batch | {"epoch": self._whole(epoch)}, list(itertools.chain(*found))
 
         return pipeline.in_order(
             decode,
@@ -197,23 +215,40 @@ class TrainLoader:
             for group, side in zip(groups, sides, strict=True)
         ]
 
-    def _decode(self, epoch: int, index: np.ndarray, out: list[np.ndarray]) -> None:
-        """Writes the views of some pictures: uint8 [n, V_g, s, s, 3] per size group."""
-        pictures = [
-            Picture(self._source.read(int(i)), self._source.name(int(i))) for i in index
-        ]
-        heights = np.array([picture.height for picture in pictures])
-        widths = np.array([picture.width for picture in pictures])
+    def _decode(self, epoch: int, index: np.ndarray, out: list[np.ndarray]) -> Found:
+        """Writes the views of some pictures: uint8 [n, V_g, s, s, 3] per size group.
+
+        Returns: what is wrong with bad ones.
+        """
+        opened = [self.bad.good(self._source, int(i), lambda it: it) for i in index]
+        heights = np.array([picture.height for picture, _ in opened])
+        widths = np.array([picture.width for picture, _ in opened])
         boxes = self._boxes(heights, widths, epoch, index)
-        sizes = [view.size for view in self._views]
-        groups = size_groups(self._views)
-        for row, (picture, picture_boxes) in enumerate(
-            zip(pictures, boxes, strict=True)
-        ):
-            crops = picture.crops(picture_boxes, sizes, self._methods)
+        groups, found = size_groups(self._views), []
+        for row, (picture, bad) in enumerate(opened):
+            try:
+                crops = self._crops(picture, boxes[row])
+            except BadPictureError:  # its header was good
+                crops, bad = self._crops_instead(epoch, index[row : row + 1])
+            found += bad
             for part, group in zip(out, groups, strict=True):
                 for place, number in enumerate(group):
                     part[row, place] = crops[number]
+        return found
+
+    def _crops(self, picture: Picture, boxes: np.ndarray) -> list[np.ndarray]:
+        return picture.crops(list(boxes), [v.size for v in self._views], self._methods)
+
+    def _crops_instead(
+        self, epoch: int, index: np.ndarray
+    ) -> tuple[list[np.ndarray], Found]:
+        """The views of one picture whose damage shows in its pixels."""
+
+        def crops(picture: Picture) -> list[np.ndarray]:
+            height, width = np.array([picture.height]), np.array([picture.width])
+            return self._crops(picture, self._boxes(height, width, epoch, index)[0])
+
+        return self.bad.good(self._source, int(index[0]), crops)
 
     def _split(self, tree: dict[str, Any]) -> dict[str, Any]:
         if self._mesh is None:

@@ -2,14 +2,22 @@
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sfrik_jax.data import prepared, subset_setting, subsets
-from sfrik_jax.data.sources import FolderSource, Source, TfdsSource
+from sfrik_jax.data.sources import (
+    FolderSource,
+    Source,
+    TfdsSource,
+    refuse_empty,
+)
 from sfrik_jax.data.subset_setting import Subset
 from sfrik_jax.errors import ConfigError, MissingInputError
+
+log = logging.getLogger("sfrik")
 
 
 class SubsetSource(Source):
@@ -44,6 +52,9 @@ class SubsetSource(Source):
 
     def read(self, i: int) -> bytes | np.ndarray:
         return self._source.read(int(self.indices[i]))
+
+    def label(self, i: int) -> int | None:
+        return self._source.label(int(self.indices[i]))
 
     def example(self, i: int) -> tuple[bytes | np.ndarray, int | None]:
         return self._source.example(int(self.indices[i]))
@@ -91,8 +102,28 @@ def open_source(
     if source == "tfds":
         return subset_of(TfdsSource(name, path, split), subset, seed=seed)
     if source == "folder":
-        return subset_of(FolderSource(path, split), subset, seed=seed)
+        folder = FolderSource(path, split)
+        _warn_of_absent_classes(folder, split)
+        return subset_of(folder, subset, seed=seed)
     raise ConfigError(f"data.source={source!r}; choose one of ['folder', 'tfds']")
+
+
+def _warn_of_absent_classes(folder: FolderSource, split: str) -> None:
+    """A slice goes by path, so of classes in sub-folders it has the first ones."""
+    if "[" not in split or folder.labels is None:
+        return
+    names = folder.class_names or []
+    absent = [names[i] for i in np.setdiff1d(np.arange(len(names)), folder.labels)]
+    if absent:
+        log.warning(
+            "split %r of %s has no pictures of %d of %d classes (%s); a subset such as "
+            "per_class:N or fraction:F has them all",
+            split,
+            folder.root,
+            len(absent),
+            len(names),
+            ", ".join(absent[:3]) + (", …" if len(absent) > 3 else ""),
+        )
 
 
 def subset_of(
@@ -120,7 +151,10 @@ def subset_of(
 def num_examples(
     *, source: str, name: str, path: str, split: str, subset: str = "", seed: int = 0
 ) -> int | None:
-    """The number of pictures without reading records; None where that cannot tell."""
+    """The number of pictures without reading records; None where that cannot tell.
+
+    Errors: CorruptInputError when there are none.
+    """
     if source == "folder":
         try:
             whole = FolderSource(path, split)
@@ -131,6 +165,7 @@ def num_examples(
     if found is None:
         return None
     _, start, stop = prepared.split_range(split, found.lengths)
+    refuse_empty(split, start, stop, str(found.directory))
     if not subset:
         return stop - start
     return _size(subset_setting.parse(subset), stop - start, found.num_classes)

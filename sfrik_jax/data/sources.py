@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from sfrik_jax.data import folders, prepared
-from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
+from sfrik_jax.data import folders, prepared, records
+from sfrik_jax.errors import (
+    BadPictureError,
+    ConfigError,
+    CorruptInputError,
+)
 
 # TFDS's names for the feature that holds a picture's file name.
 _NAME_FEATURES = ("file_name", "filename")
@@ -64,9 +68,13 @@ class Source(ABC):
         """Number of classes; None for an unlabelled set."""
         return None if self.class_names is None else len(self.class_names)
 
+    def label(self, i: int) -> int | None:
+        """The label of picture i, or None; all labels are not read for it."""
+        return None if self.labels is None else int(self.labels[i])
+
     def example(self, i: int) -> tuple[bytes | np.ndarray, int | None]:
         """Picture i and its label."""
-        return self.read(i), None if self.labels is None else int(self.labels[i])
+        return self.read(i), self.label(i)
 
 
 class ArraySource(Source):
@@ -126,19 +134,21 @@ class FolderSource(Source):
     of the others. Hidden files and files that are no pictures are passed over.
 
     Raises:
-      MissingInputError: no such folder or split, or no picture in it.
-      CorruptInputError: the test split has a class that the train split lacks.
+      MissingInputError: no such folder or split.
+      CorruptInputError: no picture in the split or in the slice; the test split has a
+        class that the train split lacks.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str = "train") -> None:
         self.root, base = folders.folder_split(Path(path).expanduser(), split)
         files = folders.picture_files(self.root)
         if not files:
-            raise MissingInputError(
+            raise CorruptInputError(
                 f"no pictures in {self.root}; put files ending in "
                 f"{' '.join(sorted(folders.EXTENSIONS))} there, or change data.path"
             )
         _, start, stop = prepared.split_range(split, {base: len(files)})
+        refuse_empty(split, start, stop, str(self.root))
         self.files = files[start:stop]
         train_root = self.root.parent / "train"
         known = base == "train" or not train_root.is_dir()
@@ -203,29 +213,30 @@ class TfdsSource(Source):
 
     Raises:
       MissingInputError: not prepared, or not as ArrayRecord; says how to.
-      CorruptInputError: record files are missing, or dataset_info.json is damaged.
+      CorruptInputError: record files are missing, or do not hold the records that
+        dataset_info.json counts; that file or features.json is damaged; no record in
+        the split or in the slice.
       ConfigError: no such split, or no feature `image`.
     """
 
     def __init__(self, name: str, data_dir: str = "", split: str = "train") -> None:
         self._info = prepared.find_whole(name, data_dir)
         base, start, stop = prepared.split_range(split, self._info.lengths)
-        if stop == start:
-            raise CorruptInputError(
-                f"split {split!r} of {self._info.directory} is empty; prepare it again "
-                "or choose another split"
-            )
+        refuse_empty(split, start, stop, str(self._info.directory))
         self.dataset, self._base, self._start, self._stop = name, base, start, stop
 
-        import tensorflow_datasets as tfds
-
-        builder: Any = tfds.builder_from_directory(self._info.directory)
+        builder = records.open_builder(self._info.directory)
+        records.check_counts(
+            builder.info.splits[base].filepaths, self._info.shards[base]
+        )
         features = dict(builder.info.features)
         if "image" not in features:
             raise ConfigError(
                 f"data.name={name!r} has no feature 'image' (it has "
                 f"{sorted(features)}); choose an image classification set"
             )
+        import tensorflow_datasets as tfds
+
         decoders = {"image": tfds.decode.SkipDecoding()}
         self._records = builder.as_data_source(split=base, decoders=decoders)
         shape = features["image"].shape
@@ -245,18 +256,25 @@ class TfdsSource(Source):
             return self._records[self._start + i]
         # ArrayRecord's reader reports damage as one of these.
         except (ValueError, RuntimeError, IndexError, OSError) as error:
-            raise CorruptInputError(
-                f"{self.name(i)} in {self._info.directory} cannot be read ({error}); "
-                "delete that directory and prepare it again"
+            raise BadPictureError(
+                self.name(i),
+                f"record cannot be read ({error})",
+                f"delete {self._info.directory} and prepare it again",
             ) from error
 
     def read(self, i: int) -> bytes:
         return self._record(i)["image"]
 
+    def label(self, i: int) -> int | None:
+        return self._label_of(self._record(i))
+
     def example(self, i: int) -> tuple[bytes, int | None]:
         record = self._record(i)
+        return record["image"], self._label_of(record)
+
+    def _label_of(self, record: dict) -> int | None:
         label = int(record["label"]) if self._labelled else -1
-        return record["image"], None if label < 0 else label
+        return None if label == -1 else label
 
     def name(self, i: int) -> str:
         return f"{self.dataset} {self._base}[{self._start + i}]"
@@ -312,3 +330,11 @@ class TfdsSource(Source):
         facts = (info["name"], info.get("configName"), info.get("version"))
         what = repr((facts, sorted(split.items()), self._start, self._stop))
         return hashlib.sha256(what.encode()).hexdigest()
+
+
+def refuse_empty(split: str, start: int, stop: int, where: str) -> None:
+    """Raises CorruptInputError for a split, or a slice of one, without pictures."""
+    if start >= stop:
+        raise CorruptInputError(
+            f"split {split!r} of {where} is empty; choose another, or fill it"
+        )

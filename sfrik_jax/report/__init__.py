@@ -139,6 +139,10 @@ def _facts(run: Run) -> Iterator[str]:
         pairs.append(("Training time", _duration(float(seconds))))
     if finite(speed):
         pairs.append(("Speed", f"{speed:,.0f} views per second"))
+    if summary.get("bad_pictures"):
+        left = summary.get("train_images_left_out", 0)
+        words = f"{summary['bad_pictures']} replaced, {left} left out for the probes"
+        pairs.append(("Bad pictures", words))
     for name, value in run.facts.items():
         if name != "command" and value not in (None, "", [], {}):
             pairs.append((name.replace("_", " ").capitalize(), _plain(value)))
