@@ -9,7 +9,12 @@ import os
 from pathlib import Path
 
 from sfrik_jax import config as configs
-from sfrik_jax.errors import ConfigError, MissingInputError, OutputError
+from sfrik_jax.errors import (
+    ConfigError,
+    CorruptInputError,
+    MissingInputError,
+    OutputError,
+)
 
 NAME_BYTES = 255  # the longest file name that common file systems take
 
@@ -77,7 +82,50 @@ def data_prepare(args: argparse.Namespace) -> int:
         raise MissingInputError(f"--from {args.source}: no such directory")
     from sfrik_jax.data import builders
 
-    print(builders.prepare(args.name, args.data_dir, args.source))
+    place = builders.prepare(
+        args.name, args.data_dir, args.source, allow_counts=args.allow_counts
+    )
+    print(place)
+    return 0
+
+
+def data_check(args: argparse.Namespace) -> int:
+    """Reads every picture of a set and prints what was found in each split."""
+    given = [args.name, args.folder, args.config]
+    if sum(each is not None for each in given) != 1:
+        raise ConfigError("name one set to check: NAME, --folder DIR or --config SPEC")
+    if args.overrides and args.config is None:
+        raise ConfigError(f"--config.{args.overrides[0]}: needs --config SPEC")
+    source, name, path = "tfds", args.name, args.data_dir
+    if args.folder is not None:
+        source, path = "folder", args.folder
+    elif args.config is not None:
+        config = configs.load(args.config, args.overrides)
+        configs.validate_here(config, devices=False)
+        source, name, path = config.data.source, config.data.name, config.data.path
+    write = None if args.hashes is None else checked_output(args.hashes, "--hashes")
+    from sfrik_jax.data import checking
+
+    if source == "folder":
+        parts = checking.folder_parts(path, args.split)
+    else:
+        parts = checking.prepared_parts(name, path, args.split)
+    against = None if args.against is None else Path(args.against)
+    found = checking.check(
+        parts,
+        workers=args.workers,
+        write=write,
+        against=against,
+        complete=not args.split,
+    )
+    print_table(checking.rows(found))
+    for line in checking.notes(None if source == "folder" else name, found):
+        print(line)
+    total = sum(each.pictures for each in found)
+    if bad := sum(each.bad for each in found):
+        raise CorruptInputError(
+            f"{bad} bad of {total} pictures, told above by their id"
+        )
     return 0
 
 

@@ -16,14 +16,17 @@ PACKAGE = "sfrik_jax"
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
     "errors settings kernels metrics optim data data.jpeg data.pipeline "
-    "models.layers models.norm report.page",
+    "data.progress models.layers models.norm report.page",
     "data.subset_setting",
-    "mesh data.views resample interrupts checkpoint config_checks data.folders "
-    "data.idx data.prepared data.resize models.projector models.resnet "
+    "mesh locks data.views resample interrupts checkpoint config_checks data.folders "
+    "data.hashes data.idx data.prepared data.resize models.projector models.resnet "
+    "data.builders.archives data.builders.records "
     "evaluators.checks evaluators.features evaluators.baselines report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
     "evaluators.knn evaluators.linear report.curves report.verdict",
-    "data.opening",
+    "data.opening data.builders.base data.builders.registered data.checking",
+    "data.builders.binary data.builders.fashion data.builders.imagenet "
+    "data.builders.patches",
     "losses config weights train_state data.images data.builders "
     "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
     "rundir step data.loader report",
@@ -43,6 +46,7 @@ LEVEL_OF = {
 # ConfigDict goes no deeper than the run and its evaluation.
 EVERYWHERE = ("jax", "numpy", "chex")
 DOORS = {
+    "array_record": "data.builders",
     "cv2": "data",
     "flax": "models train_state",
     "grain": "data",
@@ -51,7 +55,7 @@ DOORS = {
     "optax": "optim step train_state evaluators.linear",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
-    "rich": "metrics",
+    "rich": "data.progress metrics",
     "safetensors": "weights",
     "simplejpeg": "data",
     "tensorboardX": "metrics",
