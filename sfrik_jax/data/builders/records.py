@@ -17,7 +17,8 @@ from array_record.python import array_record_module
 from sfrik_jax.errors import CorruptInputError
 
 SHARD_BYTES = 1 << 29
-_OPTIONS = "group_size:1"  # each record can be read alone
+# Each record can be read alone; pictures are compressed already.
+_OPTIONS = "group_size:1,uncompressed"
 _DEALT = ".dealt"
 
 
