@@ -104,6 +104,10 @@ def data_check(args: argparse.Namespace) -> int:
         configs.validate_here(config, devices=False)
         source, name, path = config.data.source, config.data.name, config.data.path
     write = None if args.hashes is None else checked_output(args.hashes, "--hashes")
+    if write is not None:
+        if write.is_dir():
+            raise OutputError(f"--hashes {write} is a directory; name a file")
+        write.parent.mkdir(parents=True, exist_ok=True)
     from sfrik_jax.data import checking
 
     if source == "folder":

@@ -84,6 +84,7 @@ def test_imagenet_from_its_tars_to_a_run(sfrik, tmp_path, tars):
     assert "train 1,281,167, validation 50,000" in refused.stderr
     assert prepared.find("imagenet2012", tmp_path / "data") is None
 
+    words = ("imagenet2012:5.1.0", *words[1:])
     done = sfrik(0, "data", "prepare", *words, "--allow-counts")
     assert done.stdout == "data/imagenet2012/5.1.0\n"
     assert done.stderr == "imagenet2012: train 80, validation 12 pictures\n"
@@ -262,7 +263,7 @@ def test_an_unknown_name_ends_with_2_and_near_names(sfrik, tmp_path):
     for name, words in {
         "voc/1999": "has no config '1999'",
         "kaggle:x": "write NAME, NAME/CONFIG",
-        "cifar10:9.9.9": "9.9.9",
+        "cifar10:9.9.9": "version 3.0.2 can be prepared",
         "qwertz": "catalog lists them",
     }.items():
         with pytest.raises(ConfigError, match=words):
@@ -451,7 +452,7 @@ def test_a_fetched_file_has_to_have_its_digest(tmp_path):
 
 def test_a_long_work_tells_how_far_it_is(capsys, tmp_path):
     (tmp_path / "x").write_bytes(bytes(1234))
-    with progress.Progress("work", tmp_path, interval=0.01) as told:
+    with progress.Progress("work", [tmp_path], interval=0.01) as told:
         time.sleep(0.1)
         told.count("train", 3, 12)
         time.sleep(0.1)

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,15 +15,15 @@ class Progress:
 
     Args:
       title: what is going on.
-      folder: without counts, its growing size is told.
+      folders: without counts, their growing size is told.
       interval: seconds between lines that are not on a terminal; the first comes after
         as many.
     """
 
     def __init__(
-        self, title: str, folder: Path | None = None, *, interval: float = 30.0
+        self, title: str, folders: Sequence[Path] = (), *, interval: float = 30.0
     ) -> None:
-        self._title, self._folder = title, folder
+        self._title, self._folders = title, folders
         self._what, self._done, self._total = "", 0, 0
         self._start = self._part_start = time.monotonic()
         self._stop = threading.Event()
@@ -56,8 +57,8 @@ class Progress:
         now = time.monotonic()
         clock = time.strftime("%H:%M:%S", time.gmtime(now - self._start))
         if not self._what:
-            size = "" if self._folder is None else f" {_size(self._folder):,} bytes,"
-            return f"{self._title}:{size} {clock}"
+            size = sum(_size(folder) for folder in self._folders)
+            return f"{self._title}: {size:,} bytes, {clock}"
         of = f" of {self._total:,}" if self._total else ""
         rate = self._done / max(now - self._part_start, 1e-9)
         return f"{self._title}: {self._what} {self._done:,}{of}, {rate:,.0f}/s, {clock}"

@@ -95,12 +95,17 @@ def prepare(
 
 def _builder(name: str, work: Path, manual: Path, *, given: bool) -> Any:
     """The set's builder, if all is there that it needs."""
-    if name not in BUILDERS:
+    base, _, version = name.partition(":")
+    if base not in BUILDERS:
         builder = registered.builder(name, work)
         registered.check_needs(builder, manual)
         return builder
-    builder = BUILDERS[name](file_format="array_record", data_dir=work)
-    if given or name == "imagenet2012":
+    builder = BUILDERS[base](file_format="array_record", data_dir=work)
+    if version not in ("", str(builder.version)):
+        raise ConfigError(
+            f"data set {name!r}: version {builder.version} can be prepared, no other"
+        )
+    if given or base == "imagenet2012":
         builder.source_dir = manual
     builder.origin_bytes()
     return builder
@@ -122,7 +127,7 @@ def _held(work: Path, name: str) -> Iterator[None]:
 
 
 def _check_room(name: str, builder: Any, root: Path) -> None:
-    needed = builder.origin_bytes() if name in BUILDERS else 0
+    needed = builder.origin_bytes() if isinstance(builder, OwnBuilder) else 0
     free = shutil.disk_usage(root).free
     if needed > free:
         raise DiskFullError(
@@ -137,8 +142,8 @@ def _generate(builder: Any, root: Path, manual: Path) -> None:
     if own or not sys.stderr.isatty():
         tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-    folder = Path(builder.data_dir).parent
-    with Progress(f"preparing {builder.name}", folder) as progress:
+    folders = (Path(builder.data_dir_root), root / "downloads")
+    with Progress(f"preparing {builder.name}", folders) as progress:
         builder.progress = progress
         # TFDS announces itself with sizes that it does not know.
         with contextlib.redirect_stdout(io.StringIO()):
