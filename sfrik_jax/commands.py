@@ -91,18 +91,7 @@ def data_prepare(args: argparse.Namespace) -> int:
 
 def data_check(args: argparse.Namespace) -> int:
     """Reads every picture of a set and prints what was found in each split."""
-    given = [args.name, args.folder, args.config]
-    if sum(each is not None for each in given) != 1:
-        raise ConfigError("name one set to check: NAME, --folder DIR or --config SPEC")
-    if args.overrides and args.config is None:
-        raise ConfigError(f"--config.{args.overrides[0]}: needs --config SPEC")
-    source, name, path = "tfds", args.name, args.data_dir
-    if args.folder is not None:
-        source, path = "folder", args.folder
-    elif args.config is not None:
-        config = configs.load(args.config, args.overrides)
-        configs.validate_here(config, devices=False)
-        source, name, path = config.data.source, config.data.name, config.data.path
+    source, name, path = _set_to_check(args)
     write = None if args.hashes is None else checked_output(args.hashes, "--hashes")
     if write is not None:
         if write.is_dir():
@@ -114,12 +103,11 @@ def data_check(args: argparse.Namespace) -> int:
         parts = checking.folder_parts(path, args.split)
     else:
         parts = checking.prepared_parts(name, path, args.split)
-    against = None if args.against is None else Path(args.against)
     found = checking.check(
         parts,
         workers=args.workers,
         write=write,
-        against=against,
+        against=None if args.against is None else Path(args.against),
         complete=not args.split,
     )
     print_table(checking.rows(found))
@@ -131,6 +119,22 @@ def data_check(args: argparse.Namespace) -> int:
             f"{bad} bad of {total} pictures, told above by their id"
         )
     return 0
+
+
+def _set_to_check(args: argparse.Namespace) -> tuple[str, str, str]:
+    """`data.source`, `data.name` and `data.path` of what the command line names."""
+    given = [args.name, args.folder, args.config]
+    if sum(each is not None for each in given) != 1:
+        raise ConfigError("name one set to check: NAME, --folder DIR or --config SPEC")
+    if args.config is None:
+        if args.overrides:
+            raise ConfigError(f"--config.{args.overrides[0]}: needs --config SPEC")
+        if args.folder is not None:
+            return "folder", "", args.folder
+        return "tfds", args.name, args.data_dir
+    config = configs.load(args.config, args.overrides)
+    configs.validate_here(config, devices=False)
+    return config.data.source, config.data.name, config.data.path
 
 
 def data_preview(args: argparse.Namespace) -> int:

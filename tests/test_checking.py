@@ -49,7 +49,7 @@ def flip(path, place, bit=1):
 
 
 def test_a_whole_set_passes(capsys, pictures, tmp_path):
-    sums = tmp_path / "sums"
+    sums = tmp_path / "new" / "sums"
     code, bad, out, err = check(capsys, "--folder", pictures, "--hashes", sums)
     assert (code, bad, err) == (0, {}, "")
     assert out.splitlines()[1].split()[:5] == ["train", "12", "0", "2", "0"]
@@ -174,6 +174,12 @@ def test_a_set_is_named_once(capsys, pictures):
         code, _, _, err = check(capsys, *words)
         assert code == 2
         assert "name one set to check" in err
+    code, _, _, err = check(capsys, "fashion_mini", "--config.data.path=x")
+    assert code == 2
+    assert "--config.data.path=x: needs --config SPEC" in err
+    code, _, _, err = check(capsys, "--folder", pictures, "--hashes", pictures)
+    assert code == 73
+    assert "is a directory" in err
 
 
 def test_a_list_that_is_none_is_told(capsys, pictures, tmp_path):

@@ -415,6 +415,7 @@ def test_a_set_of_tfds_is_prepared_by_its_builder(tmp_path, monkeypatch, colours
         (tfds.download.DownloadError("404"), MissingInputError, "could not be fetched"),
         (OSError("no route"), MissingInputError, "could not be fetched"),
         (PermissionError(13, "denied"), OutputError, "cannot be written"),
+        (FileNotFoundError(2, "x"), MissingInputError, "TFDS says: Put colours"),
     ],
 )
 def test_errors_of_a_builder_are_told(

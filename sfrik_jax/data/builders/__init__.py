@@ -76,7 +76,7 @@ def prepare(
         return ready
     root = prepared.data_root(data_dir)
     manual = Path(source_dir or root / "downloads" / "manual").expanduser()
-    work = root / _WORK / name.replace("/", "+").replace(":", "+")
+    work = root / _WORK / name.partition(":")[0].replace("/", "+")
     builder: Any = _builder(name, work, manual, given=source_dir is not None)
     try:
         with _held(work, name):

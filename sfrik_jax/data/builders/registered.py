@@ -15,6 +15,8 @@ from sfrik_jax.errors import (
     MissingInputError,
 )
 
+# How builders, and TensorFlow within them, say that a file is not there.
+_NOT_FOUND = ("NotFoundError", "FileNotFoundError", "AssertionError")
 # Without a namespace, which would ask a server.
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 
@@ -89,14 +91,24 @@ def explain(made: Any, error: BaseException) -> Exception | None:
     if type(error).__name__ == "NonMatchingChecksumError":
         return CorruptInputError(
             f"a file of {made.name} is not the one that TFDS expects "
-            f"({' '.join(str(error).split())[:300]}); delete it and fetch it again"
+            f"({_one_line(error)}); delete it and fetch it again"
+        )
+    words = made.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if words and type(error).__name__ in _NOT_FOUND:
+        return MissingInputError(
+            f"a file of {made.name} is not there ({_one_line(error)}). TFDS says: "
+            f"{' '.join(words.split())}"
         )
     # The errors of the network have no number.
     network = isinstance(error, OSError) and error.errno is None
     if isinstance(error, download.DownloadError) or network:
         return MissingInputError(
-            f"{made.name} could not be fetched ({' '.join(str(error).split())[:300]}); "
-            f"what was fetched is kept; run the command again, or get the files and "
+            f"{made.name} could not be fetched ({_one_line(error)}); "
+            "what was fetched is kept; run the command again, or get the files and "
             "name their folder with --from"
         )
     return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
