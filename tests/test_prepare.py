@@ -1,10 +1,14 @@
 """`data prepare`, the real command: from archives to a run, and every refusal."""
 
+import hashlib
+import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -449,6 +453,45 @@ def test_a_fetched_file_has_to_have_its_digest(tmp_path):
         base.fetch(Manager(path), url, "0" * 64, "remedy")
     with pytest.raises(MissingInputError, match=r"could not be fetched .*; remedy"):
         base.fetch(Manager(path), f"{url}.gone", good, "remedy")
+
+
+def test_an_archive_is_fetched_once_and_kept(tmp_path, monkeypatch):
+    made = stand_ins.write_binary(tmp_path, "cifar10")
+    data = (tmp_path / "cifar-10-binary.tar.gz").read_bytes()
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self, body):
+            asked.append(self.command)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_HEAD(self):
+            self.answer(b"")
+
+        def do_GET(self):
+            self.answer(data)
+
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        archive = builders.Cifar10.archive._replace(
+            url=f"http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz",
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+        monkeypatch.setattr(builders.Cifar10, "archive", archive)
+        for _ in range(2):
+            directory = builders.prepare("cifar10", tmp_path, allow_counts=True)
+            shutil.rmtree(directory)
+        place = builders.prepare("cifar10", tmp_path, allow_counts=True)
+        server.shutdown()
+    assert asked.count("GET") == 1
+    assert place == directory
+    assert len(pixels_and_labels(tmp_path, "cifar10", "test")) == len(made["test"][0])
 
 
 def test_a_long_work_tells_how_far_it_is(capsys, tmp_path):
