@@ -351,6 +351,9 @@ def test_a_full_disk_ends_with_both_sizes(tmp_path, tars, monkeypatch):
     size = sum(path.stat().st_size for path in tars.iterdir())
     with pytest.raises(DiskFullError, match=f"about {size} bytes .* and 1234 are free"):
         builders.prepare("imagenet2012", tmp_path, tars)
+    monkeypatch.setattr(registered.importlib.util, "find_spec", lambda _: object())
+    with pytest.raises(DiskFullError, match="about 2700000000 bytes"):
+        builders.prepare("voc", tmp_path)
 
 
 def test_a_disk_that_fills_up_meanwhile_is_told(tmp_path, tars, monkeypatch):

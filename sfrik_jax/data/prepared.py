@@ -33,6 +33,13 @@ PUBLISHED = {
     "stl10": {"train": 5_000, "test": 8_000, "unlabelled": 100_000},
     "voc/2007": {"train": 2_501, "validation": 2_510, "test": 4_952},
 }
+# Bytes that a set of TFDS takes at least: download, its unpacked files, records; from
+# TFDS's catalog, which does not tell the records of imagenet_resized.
+DISK = {
+    "imagenet_resized/64x64": 14_100_000_000,
+    "imagenette/full-size-v2": 4_680_000_000,
+    "voc/2007": 2_700_000_000,
+}
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SPLIT = re.compile(r"([\w-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 

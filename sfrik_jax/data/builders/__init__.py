@@ -127,7 +127,10 @@ def _held(work: Path, name: str) -> Iterator[None]:
 
 
 def _check_room(name: str, builder: Any, root: Path) -> None:
-    needed = builder.origin_bytes() if isinstance(builder, OwnBuilder) else 0
+    if isinstance(builder, OwnBuilder):
+        needed = builder.origin_bytes()
+    else:
+        needed = prepared.DISK.get(_full_name(builder), 0)
     free = shutil.disk_usage(root).free
     if needed > free:
         raise DiskFullError(
@@ -162,8 +165,7 @@ def _generate(builder: Any, root: Path, manual: Path) -> None:
 
 def _check_counts(builder: Any, allowed: bool) -> None:
     found = {split: each.num_examples for split, each in builder.info.splits.items()}
-    config = builder.builder_config
-    name = builder.name if config is None else f"{builder.name}/{config.name}"
+    name = _full_name(builder)
     want = prepared.PUBLISHED.get(name)
     print(f"{name}: {_counts(found)} pictures", file=sys.stderr)
     if want is None or found == want or allowed:
@@ -172,6 +174,12 @@ def _check_counts(builder: Any, allowed: bool) -> None:
         f"{name} has {_counts(found)} pictures; published are {_counts(want)}: the "
         "origin is not whole; get it again, or take it as it is with --allow-counts"
     )
+
+
+def _full_name(builder: Any) -> str:
+    """The name with its config, also where that was not given."""
+    config = builder.builder_config
+    return builder.name if config is None else f"{builder.name}/{config.name}"
 
 
 def _counts(counts: dict[str, int]) -> str:
