@@ -96,7 +96,11 @@ def test_lost_and_new_pictures_are_named_by_the_list(capsys, pictures, tmp_path)
     ],
     ids=["empty", "half", "without its end", "html"],
 )
-def test_damaged_pictures_are_named_and_all_others_read(capsys, pictures, spoil):
+def test_damaged_pictures_are_named_and_all_others_read(
+    capsys, pictures, tmp_path, spoil
+):
+    sums = tmp_path / "sums"
+    check(capsys, "--folder", pictures, "--hashes", sums)
     victim = pictures / "test" / "class 0" / "2.jpg"
     victim.write_bytes(spoil(victim.read_bytes()))
     code, bad, out, err = check(capsys, "--folder", pictures)
@@ -104,6 +108,10 @@ def test_damaged_pictures_are_named_and_all_others_read(capsys, pictures, spoil)
     assert list(bad) == ["test/class 0/2.jpg"]
     assert "cannot be decoded" in bad["test/class 0/2.jpg"]
     assert out.splitlines()[2].split()[:3] == ["test", "12", "1"]
+    assert "error: 1 bad of 24 pictures" in err
+    # The list adds nothing: the picture is bad once.
+    _, bad, _, err = check(capsys, "--folder", pictures, "--against", sums)
+    assert list(bad) == ["test/class 0/2.jpg"]
     assert "error: 1 bad of 24 pictures" in err
 
 
@@ -114,7 +122,7 @@ def mini(data_dir, tmp_path):
     return tmp_path, tmp_path / "fashion_mini" / "1.0.0"
 
 
-def test_a_flipped_bit_in_a_record_names_the_record(capsys, mini):
+def test_a_flipped_bit_in_a_record_names_the_record(capsys, mini, data_dir):
     root, version = mini
     flip(version / "fashion_mini-test.array_record-00000-of-00001", 300_000)
     code, bad, out, _ = check(capsys, "fashion_mini", "--data-dir", root)
@@ -125,6 +133,13 @@ def test_a_flipped_bit_in_a_record_names_the_record(capsys, mini):
     assert "cannot be read" in reason
     assert out.splitlines()[1].split()[:3] == ["train", "5,000", "0"]
     assert out.splitlines()[2].split()[:3] == ["test", "1,000", "1"]
+    # Neither is a record that cannot be read told twice.
+    sums = root / "sums"
+    check(capsys, "fashion_mini", "--data-dir", data_dir, "--hashes", sums)
+    code, bad, _, _ = check(
+        capsys, "fashion_mini", "--data-dir", root, "--against", sums
+    )
+    assert (code, list(bad)) == (65, [name])
 
 
 def test_a_record_file_that_is_cut_short_names_its_records(capsys, mini):

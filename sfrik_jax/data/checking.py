@@ -153,15 +153,14 @@ class _Tally:
         if seen.sides is not None:
             sides = (*self._sides, *seen.sides)
             self._sides = [min(sides), max(sides)]
-        reason = seen.reason or self._of_hash(name, seen) or self._of_label(name, seen)
+        differs = self._of_hash(name, seen)
+        reason = seen.reason or differs or self._of_label(name, seen)
         if reason is not None:
             self._bad += 1
             _tell(name, reason)
 
     def _of_hash(self, name: str, seen: _Seen) -> str | None:
-        if self._known is None or seen.digest is None:
-            return None
-        return self._known.difference(name, seen.digest)
+        return None if self._known is None else self._known.compare(name, seen.digest)
 
     def _of_label(self, name: str, seen: _Seen) -> str | None:
         if not self._num_classes:

@@ -34,9 +34,15 @@ class HashList:
             sums[match[2]] = bytes.fromhex(match[1])
         return cls(path, sums)
 
-    def difference(self, name: str, digest: str) -> str | None:
-        """What is wrong with a picture, if anything; it counts as seen."""
+    def compare(self, name: str, digest: str | None) -> str | None:
+        """What is wrong with a picture, if anything; it counts as seen.
+
+        Args:
+          digest: its sum in hexadecimal digits; None where it could not be read.
+        """
         known = self._sums.pop(name, None)
+        if digest is None:
+            return None
         if known is None:
             return f"{self._path} does not list it"
         if known != bytes.fromhex(digest):
