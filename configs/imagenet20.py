@@ -1,8 +1,9 @@
 """ImageNet, 260 pictures per class: SFRIK, ResNet-18, L = 3, q = 8192, 100 epochs.
 
 Source: the IN20% runs of arXiv 2208.00789. 126 steps per epoch: the short last batch is
-dropped (the original keeps it, 127). Prepare imagenet2012 once with TFDS (that step
-needs TensorFlow) as ArrayRecord.
+dropped (the original keeps it, 127). Prepare the data set once, from its tar files:
+
+python -m sfrik_jax data prepare imagenet2012 --from DIR
 
 python -m sfrik_jax pretrain --config configs/imagenet20.py --workdir runs/in20
 

@@ -1,8 +1,7 @@
 """ImageNet: SFRIK, ResNet-50, L = 3, q = 32768, 200 epochs.
 
 Source: the IN100% run of arXiv 2208.00789. 625 steps per epoch: the short last batch is
-dropped (the original keeps it, 626). Prepare imagenet2012 once with TFDS (that step
-needs TensorFlow) as ArrayRecord.
+dropped (the original keeps it, 626). configs/imagenet20.py says how to prepare the set.
 
 python -m sfrik_jax pretrain --config configs/imagenet_resnet50.py --workdir runs/r50
 

@@ -1,8 +1,9 @@
 """STL10: SFRIK, ResNet-18, L = 3, q = 8192, on the 100,000 unlabelled pictures.
 
 Source: the STL10 run of the official code of arXiv 2208.00789. 48 steps per epoch: the
-short last batch is dropped (the original keeps it, 49). Prepare the data set once with
-TFDS (that step needs TensorFlow) as ArrayRecord.
+short last batch is dropped (the original keeps it, 49). Prepare the data set once:
+
+python -m sfrik_jax data prepare stl10
 
 python -m sfrik_jax pretrain --config configs/stl10.py --workdir runs/stl10
 

@@ -151,7 +151,10 @@ def _add_data(groups: "argparse._SubParsersAction[Parser]") -> None:
         commands.data_prepare,
     )
     prepare.add_argument(
-        "name", metavar="NAME", help="fashion_mini, photo_patches or fashion_mnist"
+        "name",
+        metavar="NAME",
+        help="of an image set of TFDS, such as imagenet2012, stl10 or voc/2007, or "
+        "fashion_mini or photo_patches",
     )
     prepare.add_argument(
         "--data-dir", default="", metavar="DIR", help="where to (default: that of TFDS)"
@@ -159,6 +162,12 @@ def _add_data(groups: "argparse._SubParsersAction[Parser]") -> None:
     prepare.add_argument(
         "--from", dest="source", metavar="DIR", help="folder with the downloaded files"
     )
+    prepare.add_argument(
+        "--allow-counts",
+        action="store_true",
+        help="take other numbers of pictures than the published ones",
+    )
+    _add_check(actions)
     preview = _command(
         actions,
         "preview",
@@ -170,6 +179,38 @@ def _add_data(groups: "argparse._SubParsersAction[Parser]") -> None:
     preview.add_argument("--out", required=True, metavar="PNG", help="file to write")
     preview.add_argument(
         "--step", type=step, default=0, metavar="S", help="training step (default 0)"
+    )
+
+
+def _add_check(actions: "argparse._SubParsersAction[Parser]") -> None:
+    check = _command(
+        actions,
+        "check",
+        "read and decode every picture of a set, and name the bad ones",
+        "fashion_mini --data-dir data --hashes data/fashion_mini.sha256",
+        commands.data_check,
+    )
+    check.add_argument("name", nargs="?", metavar="NAME", help="of a prepared set")
+    check.add_argument(
+        "--data-dir", default="", metavar="DIR", help="where it lies (default: of TFDS)"
+    )
+    check.add_argument("--folder", metavar="DIR", help="check a folder of pictures")
+    _add_config_option(check, required=False)
+    check.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="SPLIT",
+        help="only this one; may be repeated (default: all that there are)",
+    )
+    check.add_argument(
+        "--hashes", metavar="FILE", help="write the SHA-256 sum of each picture"
+    )
+    check.add_argument(
+        "--against", metavar="FILE", help="compare with such a list of earlier"
+    )
+    check.add_argument(
+        "--workers", type=step, default=0, metavar="N", help="threads (default: all)"
     )
 
 
@@ -203,10 +244,10 @@ def _command(groups, name: str, words: str, example: str, function) -> Parser:
     return command
 
 
-def _add_config_option(command: Parser) -> None:
+def _add_config_option(command: Parser, *, required: bool = True) -> None:
     command.add_argument(
         "--config",
-        required=True,
+        required=required,
         metavar="SPEC",
         help="configs/x.py, configs/x.py:ARG, or the config.json of a run; "
         "--config.KEY=VALUE overrides a setting",
@@ -214,7 +255,7 @@ def _add_config_option(command: Parser) -> None:
 
 
 def step(text: str) -> int:
-    """A step number from the command line; argparse names it in its message."""
+    """A step number, or another count, from the command line; argparse names it."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is less than 0")

@@ -9,7 +9,12 @@ import os
 from pathlib import Path
 
 from sfrik_jax import config as configs
-from sfrik_jax.errors import ConfigError, MissingInputError, OutputError
+from sfrik_jax.errors import (
+    ConfigError,
+    CorruptInputError,
+    MissingInputError,
+    OutputError,
+)
 
 NAME_BYTES = 255  # the longest file name that common file systems take
 
@@ -77,8 +82,59 @@ def data_prepare(args: argparse.Namespace) -> int:
         raise MissingInputError(f"--from {args.source}: no such directory")
     from sfrik_jax.data import builders
 
-    print(builders.prepare(args.name, args.data_dir, args.source))
+    place = builders.prepare(
+        args.name, args.data_dir, args.source, allow_counts=args.allow_counts
+    )
+    print(place)
     return 0
+
+
+def data_check(args: argparse.Namespace) -> int:
+    """Reads every picture of a set and prints what was found in each split."""
+    source, name, path = _set_to_check(args)
+    write = None if args.hashes is None else checked_output(args.hashes, "--hashes")
+    if write is not None:
+        if write.is_dir():
+            raise OutputError(f"--hashes {write} is a directory; name a file")
+        write.parent.mkdir(parents=True, exist_ok=True)
+    from sfrik_jax.data import checking
+
+    if source == "folder":
+        parts = checking.folder_parts(path, args.split)
+    else:
+        parts = checking.prepared_parts(name, path, args.split)
+    found = checking.check(
+        parts,
+        workers=args.workers,
+        write=write,
+        against=None if args.against is None else Path(args.against),
+        complete=not args.split,
+    )
+    print_table(checking.rows(found))
+    for line in checking.notes(None if source == "folder" else name, found):
+        print(line)
+    total = sum(each.pictures for each in found)
+    if bad := sum(each.bad for each in found):
+        raise CorruptInputError(
+            f"{bad} bad of {total} pictures, told above by their id"
+        )
+    return 0
+
+
+def _set_to_check(args: argparse.Namespace) -> tuple[str, str, str]:
+    """`data.source`, `data.name` and `data.path` of what the command line names."""
+    given = [args.name, args.folder, args.config]
+    if sum(each is not None for each in given) != 1:
+        raise ConfigError("name one set to check: NAME, --folder DIR or --config SPEC")
+    if args.config is None:
+        if args.overrides:
+            raise ConfigError(f"--config.{args.overrides[0]}: needs --config SPEC")
+        if args.folder is not None:
+            return "folder", "", args.folder
+        return "tfds", args.name, args.data_dir
+    config = configs.load(args.config, args.overrides)
+    configs.validate_here(config, devices=False)
+    return config.data.source, config.data.name, config.data.path
 
 
 def data_preview(args: argparse.Namespace) -> int:

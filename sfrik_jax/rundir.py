@@ -1,10 +1,7 @@
 """The run directory: one writer, its configuration, and where its numbers come from."""
 
-import fcntl
 import json
-import os
 import platform
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +16,7 @@ from ml_collections import ConfigDict
 from sfrik_jax import config as configs
 from sfrik_jax.data.pipeline import num_threads
 from sfrik_jax.errors import MismatchError, OutputError
+from sfrik_jax.locks import Lock
 
 LIBRARIES = (
     "jax",
@@ -48,12 +46,17 @@ class RunDirectory:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("a+")
+            self._lock = Lock(
+                self.path / "lock",
+                f"--workdir {self.path}",
+                "wait for it, or choose another directory",
+            )
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"--workdir {path}: {error.strerror}") from error
         self._config = config
         try:
-            self._hold()
             self._agree()
         except BaseException:
             self._lock.close()
@@ -104,22 +107,6 @@ class RunDirectory:
         if subset is not None:
             about["data_subset"] = dict(subset)
         self.write_json("run.json", about)
-
-    def _hold(self) -> None:
-        """A lock that the system drops with the process, so that none gets stale."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            raise OutputError(
-                f"--workdir {self.path} is locked by {holder}; wait for it, or choose "
-                "another directory"
-            ) from error
-        self._lock.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._lock.write(f"{socket.gethostname()} pid {os.getpid()} since {since}\n")
-        self._lock.flush()
 
     def _agree(self) -> None:
         path = self.path / "config.json"

@@ -1,8 +1,7 @@
-"""Preparing the project's own sets, without TensorFlow and without network."""
+"""Preparing the sets that need no download, without TensorFlow and without network."""
 
 import gzip
 import io
-import os
 import struct
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sfrik_jax.data import builders, decode, idx, photos, prepared, sources
+from sfrik_jax.data.builders import base, fashion
 from sfrik_jax.errors import (
     ConfigError,
     CorruptInputError,
@@ -20,7 +20,7 @@ from sfrik_jax.errors import (
     OutputError,
 )
 
-MINI = builders._MINI_FILE
+MINI = fashion.MINI_FILE
 
 
 @pytest.fixture
@@ -80,10 +80,13 @@ def test_preparing_keeps_every_pixel_and_label(tmp_path):
 
 
 def test_preparing_twice_is_quick_and_gives_the_same_directory(tmp_path, idx_folder):
-    first = builders.prepare("fashion_mnist", tmp_path, idx_folder)
+    first = builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
     assert first == tmp_path / "fashion_mnist" / "1.0.0"
     start = time.perf_counter()
-    assert builders.prepare("fashion_mnist", tmp_path, idx_folder) == first
+    assert (
+        builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
+        == first
+    )
     assert time.perf_counter() - start < 0.1
 
 
@@ -95,21 +98,26 @@ def test_an_interrupted_preparation_leaves_nothing_to_read(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(builders, "_grey_examples", interrupted)
+        patch.setattr(fashion, "_grey_examples", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            builders.prepare("fashion_mnist", tmp_path, idx_folder)
+            builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
     assert prepared.whole("fashion_mnist", tmp_path) is None
-    builders.prepare("fashion_mnist", tmp_path, idx_folder)
+    builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
     assert len(sources.TfdsSource("fashion_mnist", str(tmp_path), "train")) == 20
 
 
 @pytest.mark.parametrize("lost", ["dataset_info.json", "fashion_mnist-test"])
 def test_a_directory_that_is_not_whole_is_made_again(tmp_path, idx_folder, lost):
-    directory = builders.prepare("fashion_mnist", tmp_path, idx_folder)
+    directory = builders.prepare(
+        "fashion_mnist", tmp_path, idx_folder, allow_counts=True
+    )
     for path in directory.glob(f"{lost}*"):
         path.unlink()
     assert prepared.whole("fashion_mnist", tmp_path) is None
-    assert builders.prepare("fashion_mnist", tmp_path, idx_folder) == directory
+    assert (
+        builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
+        == directory
+    )
     assert len(sources.TfdsSource("fashion_mnist", str(tmp_path), "test")) == 10
 
 
@@ -119,32 +127,32 @@ def test_idx_files_are_checked(tmp_path, idx_folder):
     for broken in (whole[:-1], whole[:3], b"PK" + whole[2:], b""):
         labels.write_bytes(broken)
         with pytest.raises(CorruptInputError, match="not a whole idx file"):
-            builders.prepare("fashion_mnist", tmp_path, idx_folder)
+            builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
     write_idx(labels, np.zeros(7, np.uint8))
     with pytest.raises(CorruptInputError, match=r"holds \[10, 28, 28\]"):
-        builders.prepare("fashion_mnist", tmp_path, idx_folder)
+        builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
     labels.unlink()
     with pytest.raises(MissingInputError, match="the folder of the four idx files"):
-        builders.prepare("fashion_mnist", tmp_path, idx_folder)
+        builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
     train = idx_folder / "train-images-idx3-ubyte.gz"
     train.write_bytes(train.read_bytes()[:200])
     with pytest.raises(CorruptInputError, match="not a whole idx file"):
-        builders.prepare("fashion_mnist", tmp_path, idx_folder)
+        builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
 
 
 def test_without_network_the_remedy_is_told(tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(builders.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(base.urllib.request, "urlopen", unreachable)
     with pytest.raises(MissingInputError, match=r"apt-get install .* --from "):
         builders.prepare("fashion_mnist", tmp_path)
     assert prepared.whole("fashion_mnist", tmp_path) is None
 
 
 def test_names_and_folders_are_checked(tmp_path):
-    with pytest.raises(ConfigError, match="choose one of"):
-        builders.prepare("imagenet", tmp_path)
+    with pytest.raises(ConfigError, match=r"did you mean .*imagenet2012"):
+        builders.prepare("imagenet201", tmp_path)
     with pytest.raises(ConfigError, match="takes no source folder"):
         builders.prepare("fashion_mini", tmp_path, tmp_path)
     (tmp_path / "file").touch()
@@ -193,4 +201,4 @@ def test_photographs_that_are_not_installed_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(photos.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingInputError, match='pip install "scikit-image"'):
         builders.prepare("photo_patches", tmp_path)
-    assert os.listdir(tmp_path / "photo_patches") == []
+    assert prepared.whole("photo_patches", tmp_path) is None

@@ -144,6 +144,7 @@ def test_a_missing_directory_ends_with_66(sfrik, tmp_path, words):
         ("config", "show"),
         ("config", "diff"),
         ("data", "prepare"),
+        ("data", "check"),
         ("data", "preview"),
         ("report",),
     ],

@@ -68,8 +68,9 @@ def test_commands_are_understood(page, monkeypatch):
             if "--help" in rest:
                 continue
             args = build_parser().parse_args(rest)
-            if "config" in args and args.config.startswith("configs/"):
-                configs.validate(configs.load(args.config, overrides))
+            config = getattr(args, "config", None)
+            if config is not None and config.startswith("configs/"):
+                configs.validate(configs.load(config, overrides))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

@@ -16,15 +16,18 @@ PACKAGE = "sfrik_jax"
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
     "errors settings kernels metrics optim data data.jpeg data.pipeline "
-    "models.layers models.norm report.page",
+    "data.progress models.layers models.norm report.page",
     "data.subset_setting",
-    "mesh data.views resample interrupts checkpoint config_checks device_checks "
-    "data.folders data.idx data.prepared data.records data.resize models.projector "
-    "models.resnet evaluators.checks evaluators.features evaluators.baselines "
-    "report.run",
+    "mesh locks data.views resample interrupts checkpoint config_checks device_checks "
+    "data.folders data.hashes data.idx data.prepared data.records data.resize "
+    "data.builders.archives data.builders.records models.projector models.resnet "
+    "evaluators.checks evaluators.features evaluators.baselines report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
     "evaluators.knn evaluators.linear report.curves report.verdict",
-    "data.opening data.bad_pictures",
+    "data.opening data.bad_pictures data.builders.base data.builders.registered "
+    "data.checking",
+    "data.builders.binary data.builders.fashion data.builders.imagenet "
+    "data.builders.patches",
     "losses config weights train_state data.images data.builders "
     "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
     "rundir step image_set data.loader report",
@@ -53,7 +56,7 @@ DOORS = {
     "optax": "optim step train_state evaluators.linear",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
-    "rich": "metrics",
+    "rich": "data.progress metrics",
     "safetensors": "weights",
     "simplejpeg": "data",
     "tensorboardX": "metrics",

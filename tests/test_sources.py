@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sfrik_jax.data import builders, decode, opening, prepared, sources
+from sfrik_jax.data.builders import fashion
 from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
 
 
@@ -193,7 +194,7 @@ def test_arrays_are_checked_and_fingerprinted():
 def test_a_prepared_set_is_read_at_random(data_dir):
     source = sources.TfdsSource("fashion_mini", data_dir, "train")
     assert (len(source), source.image_shape) == (5_000, (28, 28, 1))
-    assert source.class_names == list(builders.FASHION_CLASSES)
+    assert source.class_names == list(fashion.FASHION_CLASSES)
     assert np.bincount(labels_of(source)).tolist() == [500] * 10
     image = Image.open(io.BytesIO(source.read(4_321)))
     assert (image.size, image.mode, image.format) == ((28, 28), "L", "PNG")
@@ -239,7 +240,7 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
     command = rf"data prepare fashion_mini --data-dir {where}"
     with pytest.raises(MissingInputError, match=command):
         sources.TfdsSource("fashion_mini", where, "train")
-    with pytest.raises(MissingInputError, match="tfds build cifar10 --file_format"):
+    with pytest.raises(MissingInputError, match="data prepare cifar10 --data-dir"):
         sources.TfdsSource("cifar10", where, "train")
     for name in ("fashion_mini", "cifar10"):
         count = opening.num_examples(

@@ -10,7 +10,7 @@ EXTENSIONS = frozenset(
     (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 )
 # The second name of a split is taken when a folder lacks the first.
-_SPLITS = {
+SPLITS = {
     "train": ("train",),
     "test": ("test", "val", "validation"),
     "val": ("val", "validation", "test"),
@@ -25,11 +25,11 @@ def folder_split(path: Path, split: str) -> tuple[Path, str]:
         raise MissingInputError(
             f"there is no folder {str(path)!r}; set data.path to a folder of pictures"
         )
-    folders = [path / name for name in _SPLITS.get(base, (base,))]
+    folders = [path / name for name in SPLITS.get(base, (base,))]
     for folder in folders:
         if folder.is_dir():
             return folder, base
-    names = {name for names in _SPLITS.values() for name in names}
+    names = {name for names in SPLITS.values() for name in names}
     if base == "train" and not any((path / name).is_dir() for name in names):
         return path, base
     raise MissingInputError(

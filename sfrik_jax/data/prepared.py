@@ -12,7 +12,34 @@ from pathlib import Path
 from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
 
 # Prepared by `sfrik_jax.data.builders`, without TensorFlow.
-OWN_SETS = ("fashion_mini", "fashion_mnist", "photo_patches")
+OWN_SETS = (
+    "cifar10",
+    "cifar100",
+    "fashion_mini",
+    "fashion_mnist",
+    "imagenet2012",
+    "photo_patches",
+    "stl10",
+)
+# Pictures of each split, as published; a set by its name, or its name and config.
+PUBLISHED = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+    "fashion_mini": {"train": 5_000, "test": 1_000},
+    "fashion_mnist": {"train": 60_000, "test": 10_000},
+    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
+    "imagenet_resized/64x64": {"train": 1_281_167, "validation": 50_000},
+    "imagenette/full-size-v2": {"train": 9_469, "validation": 3_925},
+    "stl10": {"train": 5_000, "test": 8_000, "unlabelled": 100_000},
+    "voc/2007": {"train": 2_501, "validation": 2_510, "test": 4_952},
+}
+# Bytes that a set of TFDS takes at least: download, its unpacked files, records; from
+# TFDS's catalog, which does not tell the records of imagenet_resized.
+DISK = {
+    "imagenet_resized/64x64": 14_100_000_000,
+    "imagenette/full-size-v2": 4_680_000_000,
+    "voc/2007": 2_700_000_000,
+}
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SPLIT = re.compile(r"([\w-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
@@ -139,11 +166,9 @@ def whole(name: str, data_dir: str | os.PathLike[str] = "") -> Path | None:
 
 def prepare_command(name: str, data_dir: str = "") -> str:
     """The shell command that prepares a data set."""
-    if name in OWN_SETS:
-        where = f" --data-dir {data_dir}" if data_dir else ""
-        return f"python -m sfrik_jax data prepare {name}{where}"
-    where = f" --data_dir={data_dir}" if data_dir else ""
-    return f"tfds build {name} --file_format=array_record{where} (needs tensorflow)"
+    where = f" --data-dir {data_dir}" if data_dir else ""
+    needs = "" if name in OWN_SETS else " (needs tensorflow)"
+    return f"python -m sfrik_jax data prepare {name}{where}{needs}"
 
 
 def split_range(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:

@@ -1,0 +1,116 @@
+"""Reading tar archives of strangers: nothing is unpacked to a name that they choose.
+
+Only plain files are taken. A member that leads out of the archive, is a link or a
+device, or is larger than any picture is refused, and so are archives cut short.
+"""
+
+import contextlib
+import lzma
+import shutil
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from sfrik_jax.errors import CorruptInputError, MissingInputError
+
+MAX_MEMBERS = 2_000_000  # of one archive; ImageNet's largest has 50,000
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+
+
+@contextlib.contextmanager
+def opened(path: Path, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
+    """A tar archive, compressed or not.
+
+    Args:
+      path: what a message calls it, and the file to open, unless `file` is given.
+
+    Raises:
+      MissingInputError: it cannot be read.
+      CorruptInputError: also from the block that reads it: no archive, or damaged.
+    """
+    try:
+        with tarfile.open(path if file is None else None, "r:*", fileobj=file) as tar:
+            yield tar
+    except (*_DAMAGE, OSError) as error:
+        # gzip's own errors are OSErrors without a number.
+        if not isinstance(error, OSError) or error.errno is None:
+            raise CorruptInputError(
+                f"{path} is no whole archive ({error}); fetch it again"
+            ) from error
+        if error.filename == str(path):
+            raise MissingInputError(
+                f"{path} cannot be read ({error.strerror})"
+            ) from error
+        raise
+
+
+def files(
+    tar: tarfile.TarFile, path: Path, limit: int
+) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Name without folders, and member, of each plain file in the archive's order.
+
+    Args:
+      path: what a message calls the archive. limit: bytes that a file may have.
+
+    Raises:
+      CorruptInputError: a member that is not allowed.
+    """
+    for number, member in enumerate(tar):
+        parts = PurePosixPath(member.name).parts
+        if number >= MAX_MEMBERS:
+            raise _refused(path, member, f"comes after {MAX_MEMBERS} others")
+        if member.name.startswith("/") or ".." in parts:
+            raise _refused(path, member, "leads out of the archive")
+        if member.isdir():
+            continue
+        if not member.isfile():
+            raise _refused(path, member, "is a link or a device")
+        if member.size > limit:
+            raise _refused(path, member, f"claims {member.size} bytes")
+        yield parts[-1] if parts else "", member
+        # tarfile keeps all members; a million of them take a gigabyte.
+        getattr(tar, "members", []).clear()
+
+
+def read(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
+    """All bytes of a file. Errors: CorruptInputError when it is cut short."""
+    with _file(tar, member) as file:
+        data = file.read()
+    if len(data) != member.size:
+        raise CorruptInputError(
+            f"{path} ends within {member.name!r}; fetch the archive again"
+        )
+    return data
+
+
+def unpack(path: Path, names: Collection[str], folder: Path, limit: int) -> None:
+    """Copies the files with these names into a folder, without the archive's folders.
+
+    Raises:
+      CorruptInputError: one is not there, or see `files`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = set(names)
+    with opened(path) as tar:
+        for name, member in files(tar, path, limit):
+            if name in missing:
+                missing.remove(name)
+                with _file(tar, member) as source, (folder / name).open("wb") as copy:
+                    shutil.copyfileobj(source, copy, 1 << 20)
+    if missing:
+        raise CorruptInputError(f"{path} lacks {sorted(missing)[0]}; fetch it again")
+
+
+def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None, "only plain files come here"
+    return file
+
+
+def _refused(path: Path, member: tarfile.TarInfo, why: str) -> CorruptInputError:
+    return CorruptInputError(
+        f"{path} is refused: its member {member.name[:80]!r} {why}; get the archive "
+        "from its publisher"
+    )

@@ -1,0 +1,54 @@
+"""Lists of SHA-256 sums: `sum  id` a line, the form of sha256sum."""
+
+import re
+from pathlib import Path
+
+from sfrik_jax.errors import CorruptInputError, MissingInputError
+
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+class HashList:
+    """A list that was written earlier, and what was seen of it."""
+
+    def __init__(self, path: Path, sums: dict[str, bytes]) -> None:
+        self._path, self._sums = path, sums
+
+    @classmethod
+    def read(cls, path: Path) -> "HashList":
+        """Errors: MissingInputError, or CorruptInputError for another kind of file."""
+        try:
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise MissingInputError(
+                f"--against {path}: {error.strerror}; write a list with --hashes"
+            ) from error
+        sums = {}
+        for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+            match = _LINE.fullmatch(line)
+            if match is None:
+                raise CorruptInputError(
+                    f"--against {path}: line {number} is no SHA-256 sum and id; write "
+                    "the list again with --hashes"
+                )
+            sums[match[2]] = bytes.fromhex(match[1])
+        return cls(path, sums)
+
+    def compare(self, name: str, digest: str | None) -> str | None:
+        """What is wrong with a picture, if anything; it counts as seen.
+
+        Args:
+          digest: its sum in hexadecimal digits; None where it could not be read.
+        """
+        known = self._sums.pop(name, None)
+        if digest is None:
+            return None
+        if known is None:
+            return f"{self._path} does not list it"
+        if known != bytes.fromhex(digest):
+            return f"its SHA-256 sum is not that of {self._path}"
+        return None
+
+    def unseen(self) -> list[str]:
+        """Listed pictures that were not asked for."""
+        return sorted(self._sums)
