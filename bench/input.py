@@ -125,6 +125,7 @@ def _ours(
         seed=0,
         residence="host",
         workers=workers,
+        worker_type="thread",  # the CPU seconds are those of this process
         resample=resample,
     )
     methods = ["bicubic" if resample == "exact" else "fast"] * len(views)

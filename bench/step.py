@@ -4,7 +4,7 @@
 
 Ours starts at uint8 crops on the device and includes all photometric operations; with
 --fed, arms start at JPEGs of 500x375 px in memory instead, decoded and cropped by
-threads. The torch arms start at finished float views on the device (channels last,
+the workers of the loader. The torch arms start at finished float views on the device (channels last,
 autocast, torchvision's network, the original's two passes and loss, SGD with momentum
 in place of LARS), which is less work.
 """
@@ -26,15 +26,15 @@ from bench import input as host
 from bench import loss, peers, timing
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax import models, optim, train_state
-from sfrik_jax.data import pipeline, views
-from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.data import views
+from sfrik_jax.data.loader import WORKER_TYPES, TrainLoader
 from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.step import Step, make_train_step
 
 COLUMNS = {"arm": "", "ms": ".1f", "views/s": ".0f", "torch / arm": ".2f"}
 _LIBRARIES = ("jax", "flax", "optax", "grain", "pillow", "simplejpeg", "torch")
 _STEPS_PER_EPOCH = 100
-_MEAN_STEPS = 20  # of a fed arm, after as many of warm-up as the loader is ahead
+_MEAN_STEPS = 20  # of a fed arm, after five of warm-up
 
 
 class Ours:
@@ -108,19 +108,20 @@ class Ours:
             seed=0,
             residence="host",
             workers=self.args.workers,
+            worker_type=self.args.worker_type,
             resample=resample,
             mesh=self.mesh,
         )
 
-    def fed_seconds(self, resample: str) -> tuple[float, float]:
-        """Wall and CPU seconds of a step that waits for its pictures."""
+    def fed_seconds(self, resample: str) -> float:
+        """Wall seconds of a step that waits for its pictures."""
         batches = self.loader(resample).iterate()
         self.take(batches, 5)
-        wall, cpu = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         self.take(batches, _MEAN_STEPS)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        spent = time.perf_counter() - start
         batches.close()
-        return wall / _MEAN_STEPS, cpu / _MEAN_STEPS
+        return spent / _MEAN_STEPS
 
 
 class TorchStep:
@@ -185,7 +186,7 @@ class TorchStep:
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each arm."""
     ours = Ours(args)
-    arms, cores = [ours.arm()], pipeline.num_threads(args.workers)
+    arms = [ours.arm()]
     try:
         peer = TorchStep(args)
         arms.append(peer.arm(loss.TORCH, compiled=False))
@@ -196,8 +197,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     seconds = timing.alternate(arms, args.rounds, args.seconds)
     for resample in filter(None, args.fed.split(",")):
         name = f"ours, fed ({resample})"
-        seconds[name], cpu = ours.fed_seconds(resample)
-        print(f"{name}: {cpu / seconds[name]:.1f} of {cores} threads at work")
+        seconds[name] = ours.fed_seconds(resample)
     return [
         {
             "arm": name,
@@ -223,7 +223,8 @@ def main() -> None:
     gpu = jax.default_backend() != "cpu"
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
     parser.add_argument("--fed", default="", help="exact, fast or both with a comma")
-    parser.add_argument("--workers", type=int, default=0, help="threads of --fed")
+    parser.add_argument("--workers", type=int, default=0, help="of --fed; 0: all cores")
+    parser.add_argument("--worker-type", default="auto", choices=WORKER_TYPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="per arm and round")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")

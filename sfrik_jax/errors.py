@@ -41,6 +41,10 @@ class BadPictureError(CorruptInputError):
         self.reason = " ".join(reason.split())
         super().__init__(f"{self.line}; {remedy}")
 
+    def __reduce__(self) -> tuple:
+        """Travels between processes whole; an exception keeps its message alone."""
+        return type(self), (self.id, self.reason, self.remedy)
+
     @property
     def line(self) -> str:
         """The finding as it is logged; an id with blanks in it is quoted."""
@@ -77,6 +81,12 @@ class Preempted(SfrikError):
     """The run was told to stop; it has saved its state and can be run again."""
 
     code = 75
+
+
+class WorkerError(SfrikError):
+    """A process of this run ended before its work did; the run can go on again."""
+
+    code = 76
 
 
 class MismatchError(SfrikError):

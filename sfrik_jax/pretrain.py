@@ -120,6 +120,7 @@ def build(config: ConfigDict) -> Job:
         seed=config.seed,
         residence=data.residence,
         workers=data.workers,
+        worker_type=data.worker_type,
         resample=data.resample,
         mesh=mesh,
         bad=BadPictures(

@@ -106,7 +106,8 @@ DEFAULTS: dict[str, Any] = {
         "image_size": 224,  # side of the views
         "batch_size": 2048,  # global: over all devices
         "residence": "auto",  # the whole set on the device, or batches from the host
-        "workers": 0,  # decoding threads; 0 = all cores
+        "workers": 0,  # that decode; 0 = one for each core
+        "worker_type": "auto",  # threads up to four of them, then processes
         "resample": "exact",  # Pillow's result, or a faster one near it
         "on_error": "raise",  # at a bad picture, or "skip"
         "max_bad": -1,  # pictures that may be bad; -1 = max(100, one in a thousand)
@@ -164,6 +165,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "augment.normalization": ("imagenet", "stl10"),
     "data.residence": ("auto", "device", "host"),
     "data.resample": ("exact", "fast"),
+    "data.worker_type": ("auto", "thread", "process"),
     "data.on_error": ("raise", "skip"),
     "model.backbone": (
         "resnet14",
@@ -194,6 +196,7 @@ RESUME_FREE = (
     "checkpoint.",
     "mesh.",
     "data.workers",
+    "data.worker_type",
     "data.on_error",
     "data.max_bad",
 )

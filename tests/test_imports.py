@@ -15,9 +15,9 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "errors settings kernels metrics optim data data.jpeg data.pipeline "
+    "errors settings kernels metrics optim data data.jpeg "
     "data.progress models.layers models.norm report.page",
-    "data.subset_setting",
+    "data.subset_setting data.pipeline",
     "mesh locks data.views resample interrupts checkpoint config_checks device_checks "
     "data.folders data.hashes data.idx data.prepared data.records data.resize "
     "data.builders.archives data.builders.records models.projector models.resnet "
@@ -28,7 +28,7 @@ LEVELS = [
     "data.checking",
     "data.builders.binary data.builders.fashion data.builders.imagenet "
     "data.builders.patches",
-    "losses config weights train_state data.images data.builders "
+    "losses config weights train_state data.crops data.images data.builders "
     "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
     "rundir step image_set data.loader report",
     "evaluation run_log",
@@ -47,6 +47,7 @@ LEVEL_OF = {
 # ConfigDict goes no deeper than the run and its evaluation.
 EVERYWHERE = ("jax", "numpy", "chex")
 DOORS = {
+    "absl": "data",
     "array_record": "data",
     "cv2": "data",
     "flax": "models train_state",

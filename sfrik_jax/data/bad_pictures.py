@@ -58,6 +58,10 @@ class BadPictures:
         self._seed = seed
         self._met: dict[str, BadPictureError] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to find bad pictures; noting stays here."""
+        return self.__dict__ | {"save": None}
+
     def attempt(self, name: str, use: Callable[[], T]) -> tuple[T | None, Found]:
         """`use()`, or None and what is wrong with the picture `name`.
 

@@ -1,10 +1,17 @@
-"""Threads for reading and decoding, by Grain: numbered tasks in, results in order."""
+"""Workers for reading and decoding, by Grain: numbered tasks in, results in order."""
 
 import atexit
+import multiprocessing
 import os
+import shutil
+import signal
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
+
+from sfrik_jax.errors import WorkerError
 
 T = TypeVar("T")
 
@@ -42,6 +49,7 @@ def in_order(
     workers: int,
     ahead: int,
     combined_ahead: int = 0,
+    processes: bool = False,
 ) -> Generator[T]:
     """combine([task(0), …, task(group - 1)]), and so on up to task(count - 1).
 
@@ -49,15 +57,28 @@ def in_order(
     `combine` runs in the caller's thread, or, with combined_ahead > 0, in one more,
     that many results ahead. The first error of a task is raised in its turn. Closing
     or dropping the iterator stops the threads.
+
+    With `processes` the workers are processes, which take the task pickled and hand
+    arrays over in shared memory; `ahead` is then shared out among them.
+
+    Raises:
+      WorkerError: a process ended by itself, or was killed.
     """
     import grain
     from grain.experimental import ThreadPrefetchIterDataset
 
     threads = num_threads(workers)
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(ahead, threads)
-    )
-    dataset = grain.MapDataset.source(_Tasks(task, count)).to_iter_dataset(options)
+    tasks = grain.MapDataset.source(_Tasks(task, count))
+    if processes:
+        _settle_flags()
+        each = -(-max(ahead, threads) // threads)
+        options = grain.MultiprocessingOptions(threads, per_worker_buffer_size=each)
+        inside = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        dataset = tasks.to_iter_dataset(inside).mp_prefetch(options, _begin_worker)
+    else:
+        buffer = max(ahead, threads)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+        dataset = tasks.to_iter_dataset(options)
     dataset = dataset.batch(group, batch_fn=combine)
     if combined_ahead:
         dataset = ThreadPrefetchIterDataset(
@@ -72,8 +93,45 @@ def _closing(dataset: Iterable[T]) -> Generator[T]:
     results: Any = iter(dataset)
     try:
         yield from results
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise WorkerError(
+            "a decoding process was killed, perhaps for want of memory; run the "
+            "command again, with fewer data.workers if that was the cause"
+        ) from error
     finally:
         results.close()
+
+
+def _settle_flags() -> None:
+    """Grain reads flags of absl before it starts a process; ours are none of them."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _begin_worker(number: int, count: int) -> None:
+    """In a new process: signals are the parent's to answer, and its end is ours."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def shared_memory_free() -> int:
+    """Bytes that processes may still share: of /dev/shm, where a system has it."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return sys.maxsize
 
 
 @atexit.register

@@ -1,0 +1,168 @@
+"""Decoding in processes: the batches of threads, and what a lost process does."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sfrik_jax.data import loader, photos, pipeline, sources, views
+from sfrik_jax.data.bad_pictures import BadPictures
+from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.errors import BadPictureError, ConfigError, WorkerError
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {
+    "vicreg": views.build(32, recipe="vicreg"),
+    "swav": views.build(32, recipe="swav", small_size=16),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 JPEG files of many sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photos, "PER_CLASS", {"train": 5, "test": 2})
+        return photos.write_folder(tmp_path_factory.mktemp("patches"))
+
+
+def make(folder, worker_type, *, recipe="vicreg", workers=2, **settings):
+    return TrainLoader(
+        sources.FolderSource(folder),
+        RECIPES[recipe],
+        batch_size=24,
+        seed=5,
+        residence="host",
+        workers=workers,
+        worker_type=worker_type,
+        **settings,
+    )
+
+
+def take(batches, count):
+    taken = [next(batches) for _ in range(count)]
+    batches.close()
+    return taken
+
+
+def children():
+    """Numbers of the decoding processes."""
+    found = multiprocessing.active_children()
+    return [p.pid for p in found if p.pid is not None and "grain" in p.name]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_processes_make_the_batches_of_threads(folder, recipe):
+    # 24 pictures are a chunk of 16 and one of 8, in two processes.
+    found = take(make(folder, "process", recipe=recipe).iterate(2), 4)
+    wanted = take(make(folder, "thread", recipe=recipe).iterate(2), 4)
+    for one, other in zip(found, wanted, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert not children()
+
+
+def test_a_bad_picture_is_named_and_replaced_as_by_threads(folder, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", folder, copy], check=True)
+    source = sources.FolderSource(copy)
+    broken = Path(source.name(3))
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(BadPictureError) as caught:
+        take(make(copy, "process").iterate(), 4)
+    assert caught.value.id == str(broken)
+    runs = []
+    for worker_type in ("process", "thread"):
+        bad = BadPictures(len(source), seed=5, on_error="skip")
+        bad.save = [].append  # a door to the run directory, which stays here
+        runs.append(take(make(copy, worker_type, bad=bad).iterate(), 4))
+        assert list(bad.noted) == [str(broken)]
+    for one, other in zip(*runs, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_killed_process_ends_the_run_with_76(folder):
+    batches = make(folder, "process").iterate()
+    next(batches)
+    for child in children():
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="a decoding process was killed") as caught:
+        take(batches, 100)
+    assert caught.value.code == 76
+
+
+def test_processes_leave_signals_to_the_run(folder):
+    # A terminal sends Ctrl-C to all of its processes, a scheduler SIGTERM.
+    batches = make(folder, "process").iterate()
+    next(batches)
+    assert len(children()) == 2
+    for name in (signal.SIGINT, signal.SIGTERM):
+        for child in children():
+            os.kill(child, name)
+    assert len(take(batches, 20)) == 20
+
+
+def test_processes_end_with_a_run_that_is_killed(folder):
+    code = """
+        import multiprocessing, os, signal, sys
+        from sfrik_jax.data import loader, sources, views
+
+        if __name__ == "__main__":
+            batches = loader.TrainLoader(
+                sources.FolderSource(sys.argv[1]), views.build(32, recipe="vicreg"),
+                batch_size=24, seed=5, workers=2, worker_type="process",
+            ).iterate()
+            next(batches)
+            print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    program = Path(folder).parent / "killed.py"
+    program.write_text(textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, program, folder],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_auto_takes_processes_from_five_workers_on(folder, monkeypatch):
+    seen = []
+
+    def in_order(task, count, **settings):
+        seen.append(settings["processes"])
+        return iter(())
+
+    monkeypatch.setattr(pipeline, "in_order", in_order)
+    for workers in (4, 5):
+        make(folder, "auto", workers=workers)._host_batches(0, 1)
+    make(folder, "auto", workers=5)._host_batches(0, 1, alone=True)
+    assert seen == [False, True, False]
+
+
+def test_too_little_shared_memory_is_told(folder, monkeypatch, caplog):
+    monkeypatch.setattr(pipeline, "shared_memory_free", lambda: 2**20)
+    with pytest.raises(ConfigError, match=r"0 MiB|1 MiB are free.*--shm-size"):
+        next(make(folder, "process", workers=64).iterate())
+    next(make(folder, "auto", workers=64).iterate())
+    assert "Threads decode instead" in caplog.text
+
+
+def test_only_known_worker_types_pass(folder):
+    with pytest.raises(ConfigError, match=r"data\.worker_type='fork'"):
+        make(folder, "fork")
+    assert loader.WORKER_TYPES == ("auto", "thread", "process")
