@@ -3,10 +3,10 @@
     python bench/step.py [--backbone resnet50] [--size 224] [--batch 512] [--q 8192]
 
 Ours starts at uint8 crops on the device and includes all photometric operations; with
---fed, arms start at JPEGs of 500x375 px in memory instead, decoded and cropped by
-the workers of the loader. The torch arms start at finished float views on the device (channels last,
-autocast, torchvision's network, the original's two passes and loss, SGD with momentum
-in place of LARS), which is less work.
+--fed, arms start at JPEGs of 500x375 px in memory instead, decoded and cropped by the
+workers of the loader. The torch arms start at finished float views on the device
+(channels last, autocast, torchvision's network, the original's two passes and loss, SGD
+with momentum in place of LARS), which is less work.
 """
 
 import argparse
