@@ -147,7 +147,7 @@ def test_i4_a_flipped_bit_in_a_record_follows_the_policy(tmp_path, prepared):
     id = damage_a_record(prepared)
     own = [*SMALL, f"data.path={prepared}"]
     said = finish(start(tmp_path / "first", [*own, "data.residence=device"]), code=65)
-    assert f'error: SFRIK-DATA-BAD id="{id}" reason=record cannot be read (' in said
+    assert f"error: SFRIK-DATA-BAD id={id} reason=record cannot be read (" in said
     assert said.count("\n") == 1
     skip = [*own, "data.residence=host", "data.on_error=skip"]
     said = finish(start(tmp_path / "run", skip), code=0)

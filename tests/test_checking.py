@@ -8,6 +8,9 @@ import pytest
 from stand_ins import encoded
 
 from sfrik_jax.__main__ import main
+from sfrik_jax.data.decode import decode_rgb
+from sfrik_jax.data.sources import TfdsSource
+from sfrik_jax.errors import BadPictureError
 
 ROOT = Path(__file__).parents[1]
 PER_CLASS = 6
@@ -33,13 +36,16 @@ def check(capsys, *words):
     code = main(["data", "check", *map(str, words)])
     out, err = capsys.readouterr()
     assert "Traceback" not in err
-    bad = [
-        line.removeprefix("SFRIK-DATA-BAD id=").split(" reason=")
-        for line in err.splitlines()
-        if line.startswith("SFRIK-DATA-BAD ")
-    ]
+    bad = {}
+    for line in err.splitlines():
+        if line.startswith("SFRIK-DATA-BAD "):
+            assert line.count("SFRIK-DATA-BAD") == line.count(" reason=") == 1
+            shown, reason = line.removeprefix("SFRIK-DATA-BAD id=").split(" reason=")
+            id = json.loads(shown) if " " in shown else shown
+            assert id not in bad
+            bad[id] = reason
     assert err == "" if code == 0 else err.splitlines()[-1].startswith("error: ")
-    return code, dict(bad), out, err
+    return code, bad, out, err
 
 
 def flip(path, place, bit=1):
@@ -68,17 +74,22 @@ def test_a_flipped_bit_that_decodes_is_named_by_the_list(capsys, pictures, tmp_p
     moved = shutil.copytree(pictures, tmp_path / "elsewhere")
     code, bad, _, _ = check(capsys, "--folder", moved, "--against", sums)
     assert code == 65
-    assert list(bad) == ["train/class 1/3.jpg"]
-    assert "SHA-256" in bad["train/class 1/3.jpg"]
+    id = str(moved / "train" / "class 1" / "3.jpg")
+    assert list(bad) == [id]
+    assert "SHA-256" in bad[id]
 
 
 def test_lost_and_new_pictures_are_named_by_the_list(capsys, pictures, tmp_path):
     sums = tmp_path / "sums"
     check(capsys, "--folder", pictures, "--hashes", sums)
-    (pictures / "test" / "class 0" / "0.jpg").rename(pictures / "test/class 0/new.jpg")
+    lost, new = (pictures / "test" / "class 0" / name for name in ("0.jpg", "new.jpg"))
+    lost.rename(new)
     code, bad, _, _ = check(capsys, "--folder", pictures, "--against", sums)
     assert code == 65
-    assert set(bad) == {"test/class 0/0.jpg", "test/class 0/new.jpg"}
+    assert bad == {
+        str(lost): f"{sums} lists it, and it is not there",
+        str(new): f"{sums} does not list it",
+    }
     # A part of the set says nothing of the others.
     code, bad, _, _ = check(
         capsys, "--folder", pictures, "--split", "train", "--against", sums
@@ -105,13 +116,15 @@ def test_damaged_pictures_are_named_and_all_others_read(
     victim.write_bytes(spoil(victim.read_bytes()))
     code, bad, out, err = check(capsys, "--folder", pictures)
     assert code == 65
-    assert list(bad) == ["test/class 0/2.jpg"]
-    assert "cannot be decoded" in bad["test/class 0/2.jpg"]
+    assert list(bad) == [str(victim)]
+    with pytest.raises(BadPictureError) as raised:
+        decode_rgb(victim.read_bytes(), str(victim))
+    assert bad[str(victim)] == raised.value.reason
     assert out.splitlines()[2].split()[:3] == ["test", "12", "1"]
     assert "error: 1 bad of 24 pictures" in err
     # The list adds nothing: the picture is bad once.
     _, bad, _, err = check(capsys, "--folder", pictures, "--against", sums)
-    assert list(bad) == ["test/class 0/2.jpg"]
+    assert list(bad) == [str(victim)]
     assert "error: 1 bad of 24 pictures" in err
 
 
@@ -129,8 +142,10 @@ def test_a_flipped_bit_in_a_record_names_the_record(capsys, mini, data_dir):
     assert code == 65
     assert len(bad) == 1
     name, reason = bad.popitem()
-    assert name.startswith("test[")
-    assert "cannot be read" in reason
+    with pytest.raises(BadPictureError) as raised:
+        TfdsSource("fashion_mini", str(root), "test").read(int(name[5:-1]))
+    assert (raised.value.id, raised.value.reason) == (name, reason)
+    assert raised.value.remedy == f"delete {version} and prepare it again"
     assert out.splitlines()[1].split()[:3] == ["train", "5,000", "0"]
     assert out.splitlines()[2].split()[:3] == ["test", "1,000", "1"]
     # Neither is a record that cannot be read told twice.
@@ -150,6 +165,16 @@ def test_a_record_file_that_is_cut_short_names_its_records(capsys, mini):
     assert code == 65
     assert set(bad) == {f"test[{i}]" for i in range(1_000)}
     assert out.splitlines()[1].split()[:3] == ["train", "5,000", "0"]
+
+
+def test_records_that_nobody_counts_are_told(capsys, mini):
+    root, version = mini
+    about = version / "dataset_info.json"
+    about.write_text(about.read_text().replace('"1000"', '"999"'))
+    code, bad, out, _ = check(capsys, "fashion_mini", "--data-dir", root)
+    assert (code, list(bad)) == (65, ["test"])
+    assert "holds 1000 records; shardLengths in dataset_info.json: 999" in bad["test"]
+    assert out.splitlines()[2].split()[:3] == ["test", "999", "1"]
 
 
 def test_a_split_that_cannot_be_opened_does_not_hide_the_others(capsys, pictures):
@@ -172,6 +197,18 @@ def test_labels_out_of_range_are_named(capsys, mini):
     assert code == 65
     assert len(bad) == 100
     assert set(bad.values()) == {"label 9 is not from 0 to 8"}
+
+
+def test_labels_below_zero_are_named(capsys, data_dir, monkeypatch):
+    own = TfdsSource._record
+    monkeypatch.setattr(
+        TfdsSource,
+        "_record",
+        lambda self, i: own(self, i) | ({"label": -2} if i == 7 else {}),
+    )
+    words = ("fashion_mini", "--data-dir", data_dir, "--split=test")
+    code, bad, _, _ = check(capsys, *words)
+    assert (code, bad) == (65, {"test[7]": "label -2 is not from 0 to 9"})
 
 
 def test_empty_classes_are_told_and_are_not_bad(capsys, pictures):

@@ -282,7 +282,7 @@ def test_without_tensorflow_the_requirement_is_told(tmp_path, monkeypatch):
 
 
 HOLD = """
-import sys, time
+import signal, sys, time
 from sfrik_jax.__main__ import main
 from sfrik_jax.data.builders import records
 deal = records._deal
@@ -295,6 +295,8 @@ def slow(features, examples, paths):
                 time.sleep(0.1)  # a signal just before a long one would wait for it
     return deal(features, wait(), paths)
 records._deal = slow
+# A shell starts what it runs in the background with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 words = ["imagenet2012", "--data-dir", sys.argv[1], "--from", sys.argv[2]]
 sys.exit(main(["data", "prepare", *words, "--allow-counts"]))
 """
@@ -339,7 +341,7 @@ def test_a_second_preparation_ends_with_73_and_a_dead_one_leaves_no_lock(
 
 def test_ctrl_c_leaves_nothing_but_the_lock(tmp_path, at_work):
     at_work.send_signal(signal.SIGINT)
-    assert at_work.wait(timeout=30) == 130
+    assert at_work.wait(timeout=120) == 130
     left = [each.name for each in (tmp_path / ".preparing").iterdir()]
     assert left == ["imagenet2012.lock"]
     assert prepared.find("imagenet2012", tmp_path) is None

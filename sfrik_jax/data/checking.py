@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -19,18 +19,23 @@ from sfrik_jax.data.folders import SPLITS
 from sfrik_jax.data.hashes import HashList
 from sfrik_jax.data.progress import Progress
 from sfrik_jax.data.sources import FolderSource, Source, TfdsSource
-from sfrik_jax.errors import CorruptInputError, MissingInputError
+from sfrik_jax.errors import BadPictureError, CorruptInputError
 
 # Pictures that the threads decode ahead, and that are handed over at once.
 _AHEAD, _GROUP = 256, 32
 
 
 class Part(NamedTuple):
-    """A split to check. Ids name pictures wherever the set lies."""
+    """A split to check."""
 
     split: str
     open: Callable[[], Source]
-    id: Callable[[Source, int], str]
+    root: Path | None = None  # ids are paths; lists have what lies below this folder
+
+    def listed(self, id: str) -> str:
+        """How a list names a picture, wherever the set lies, on one line."""
+        name = id if self.root is None else os.path.relpath(id, self.root)
+        return name.replace("\n", "\\n")
 
 
 class Summary(NamedTuple):
@@ -62,8 +67,7 @@ def prepared_parts(
     for split in splits or prepared.find_whole(name, data_dir).lengths:
         yield Part(
             split,
-            functools.partial(TfdsSource, name, data_dir, split),
-            lambda _, i, split=split: f"{split}[{i}]",
+            functools.partial(TfdsSource, name, data_dir, split, counted=False),
         )
 
 
@@ -72,11 +76,7 @@ def folder_parts(path: str, splits: Sequence[str] = ()) -> Iterator[Part]:
     root = Path(path).expanduser()
     there = [split for split in SPLITS if (root / split).is_dir()]
     for split in splits or there or ("train",):
-        yield Part(
-            split,
-            functools.partial(FolderSource, root, split),
-            lambda source, i: os.path.relpath(source.name(i), root),
-        )
+        yield Part(split, functools.partial(FolderSource, root, split), root)
 
 
 def check(
@@ -105,34 +105,50 @@ def check(
     known = None if against is None else HashList.read(against)
     temporary = None if write is None else write.with_name(write.name + ".partial")
     place = temporary or Path(os.devnull)
-    summaries = []
+    summaries, root = [], None
     with (
         Progress("checking") as progress,
         place.open("w", encoding="utf-8", errors="surrogateescape") as lines,
     ):
         for part in parts:
-            try:
-                source = part.open()
-            except CorruptInputError as error:
-                _tell(part.split, str(error))
-                summaries.append(Summary(part.split, bad=1))
-                continue
-            tally = _Tally(source, known)
-            for i, seen in enumerate(_all_seen(source, workers)):
-                # A list has a line for each picture.
-                name = part.id(source, i).replace("\n", "\\n")
-                if seen.digest is not None:
-                    lines.write(f"{seen.digest}  {name}\n")
-                tally.add(name, seen)
-                progress.count(part.split, i + 1, len(source))
-            summaries.append(tally.summary(part.split))
+            root = part.root
+            summaries.append(_checked(part, known, lines, progress, workers))
     if temporary is not None and write is not None:
         temporary.replace(write)
     if known is not None and complete:
         for name in known.unseen():
-            _tell(name, f"{against} lists it, and it is not there")
+            id = name if root is None else str(root / name)
+            _tell(id, f"{against} lists it, and it is not there")
             summaries.append(Summary(name, bad=1))
     return summaries
+
+
+def _checked(
+    part: Part, known: HashList | None, lines: TextIO, progress: Progress, workers: int
+) -> Summary:
+    """Reads the pictures of a split and writes their hashes into `lines`."""
+    try:
+        source = part.open()
+    except CorruptInputError as error:
+        _tell(part.split, str(error))
+        return Summary(part.split, bad=1)
+    tally = _Tally(source, known)
+    for i, seen in enumerate(_all_seen(source, workers)):
+        id = source.name(i)
+        listed = part.listed(id)
+        if seen.digest is not None:
+            lines.write(f"{seen.digest}  {listed}\n")
+        tally.add(id, listed, seen)
+        progress.count(part.split, i + 1, len(source))
+    summary = tally.summary(part.split)
+    if summary.bad or not isinstance(source, TfdsSource):
+        return summary  # pictures have told of any damage
+    try:
+        source.check_files()
+    except CorruptInputError as error:
+        _tell(part.split, str(error))
+        return summary._replace(bad=1)
+    return summary
 
 
 class _Tally:
@@ -147,27 +163,24 @@ class _Tally:
         self._counts = np.zeros(self._num_classes, np.int64)
         self._unlabelled: list[str] = []
 
-    def add(self, name: str, seen: _Seen) -> None:
+    def add(self, id: str, listed: str, seen: _Seen) -> None:
         self._pictures += 1
         self._size += seen.size
         if seen.sides is not None:
             sides = (*self._sides, *seen.sides)
             self._sides = [min(sides), max(sides)]
-        differs = self._of_hash(name, seen)
-        reason = seen.reason or differs or self._of_label(name, seen)
+        differs = self._known.compare(listed, seen.digest) if self._known else None
+        reason = seen.reason or differs or self._of_label(id, seen)
         if reason is not None:
             self._bad += 1
-            _tell(name, reason)
+            _tell(id, reason)
 
-    def _of_hash(self, name: str, seen: _Seen) -> str | None:
-        return None if self._known is None else self._known.compare(name, seen.digest)
-
-    def _of_label(self, name: str, seen: _Seen) -> str | None:
+    def _of_label(self, id: str, seen: _Seen) -> str | None:
         if not self._num_classes:
             return None
         if seen.label is None:
-            self._unlabelled.append(name)
-        elif seen.label < self._num_classes:
+            self._unlabelled.append(id)
+        elif 0 <= seen.label < self._num_classes:
             self._counts[seen.label] += 1
         else:
             return f"label {seen.label} is not from 0 to {self._num_classes - 1}"
@@ -178,8 +191,8 @@ class _Tally:
         labelled = bool(self._counts.any())
         if labelled:
             self._bad += len(self._unlabelled)
-            for name in self._unlabelled:
-                _tell(name, "it has no label, and others have")
+            for id in self._unlabelled:
+                _tell(id, "it has no label, and others have")
         return Summary(
             split,
             self._pictures,
@@ -201,8 +214,8 @@ def _all_seen(source: Source, workers: int) -> Iterator[_Seen]:
             data = item if isinstance(item, bytes) else item.tobytes()
             digest, size = hashlib.sha256(data).hexdigest(), len(data)
             height, width, _ = decode_rgb(item, source.name(i)).shape
-        except (CorruptInputError, MissingInputError) as error:
-            return _Seen(str(error), digest, size, label, None)
+        except BadPictureError as error:
+            return _Seen(error.reason, digest, size, label, None)
         return _Seen(None, digest, size, label, (height, width))
 
     groups = pipeline.in_order(
@@ -212,9 +225,8 @@ def _all_seen(source: Source, workers: int) -> Iterator[_Seen]:
         yield from group
 
 
-def _tell(name: str, reason: str) -> None:
-    text = " ".join(reason.split())
-    print(f"SFRIK-DATA-BAD id={name} reason={text}", file=sys.stderr, flush=True)
+def _tell(id: str, reason: str) -> None:
+    print(BadPictureError(id, reason).line, file=sys.stderr, flush=True)
 
 
 def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:

@@ -15,11 +15,7 @@ from typing import Any
 import numpy as np
 
 from sfrik_jax.data import folders, prepared, records
-from sfrik_jax.errors import (
-    BadPictureError,
-    ConfigError,
-    CorruptInputError,
-)
+from sfrik_jax.errors import BadPictureError, ConfigError, CorruptInputError
 
 # TFDS's names for the feature that holds a picture's file name.
 _NAME_FEATURES = ("file_name", "filename")
@@ -41,7 +37,7 @@ class Source(ABC):
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """What a message calls picture i."""
+        """The id of picture i in every message and list of bad pictures."""
 
     @property
     @abstractmethod
@@ -210,6 +206,8 @@ class TfdsSource(Source):
       name: "cifar10", or with config and version "imagenet2012_subset/10pct:5.0.0".
       data_dir: the folder of prepared sets; "" is TFDS's default.
       split: a split or a slice of one, "train[:500]".
+      counted: False opens damaged record files too, to read what is left of them; see
+        `check_files`.
 
     Raises:
       MissingInputError: not prepared, or not as ArrayRecord; says how to.
@@ -219,16 +217,23 @@ class TfdsSource(Source):
       ConfigError: no such split, or no feature `image`.
     """
 
-    def __init__(self, name: str, data_dir: str = "", split: str = "train") -> None:
+    def __init__(
+        self,
+        name: str,
+        data_dir: str = "",
+        split: str = "train",
+        *,
+        counted: bool = True,
+    ) -> None:
         self._info = prepared.find_whole(name, data_dir)
         base, start, stop = prepared.split_range(split, self._info.lengths)
         refuse_empty(split, start, stop, str(self._info.directory))
-        self.dataset, self._base, self._start, self._stop = name, base, start, stop
+        self._base, self._start, self._stop = base, start, stop
 
         builder = records.open_builder(self._info.directory)
-        records.check_counts(
-            builder.info.splits[base].filepaths, self._info.shards[base]
-        )
+        self._files = builder.info.splits[base].filepaths
+        if counted:
+            self.check_files()
         features = dict(builder.info.features)
         if "image" not in features:
             raise ConfigError(
@@ -250,6 +255,10 @@ class TfdsSource(Source):
 
     def __len__(self) -> int:
         return self._stop - self._start
+
+    def check_files(self) -> None:
+        """Raises CorruptInputError: a record file is damaged, or has other counts."""
+        records.check_counts(self._files, self._info.shards[self._base])
 
     def _record(self, i: int) -> dict:
         try:
@@ -277,7 +286,7 @@ class TfdsSource(Source):
         return None if label == -1 else label
 
     def name(self, i: int) -> str:
-        return f"{self.dataset} {self._base}[{self._start + i}]"
+        return f"{self._base}[{self._start + i}]"
 
     @property
     def labels(self) -> np.ndarray | None:
