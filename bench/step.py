@@ -100,9 +100,9 @@ class Ours:
 
     def loader(self, resample: str) -> TrainLoader:
         """Batches of two random crops of the shipped photographs' JPEGs."""
-        items = host.make_jpegs(256)
+        items = host.make_jpegs(min(256, self.args.batch))
         return TrainLoader(
-            host.Jpegs([items[i % 256] for i in range(4 * self.args.batch)]),
+            host.Jpegs([items[i % len(items)] for i in range(4 * self.args.batch)]),
             self.views,
             batch_size=self.args.batch,
             seed=0,
