@@ -14,7 +14,7 @@ from test_pretrain import SMALL, command, finish, logged, start, summary
 
 from sfrik_jax import metrics
 from sfrik_jax.__main__ import main
-from sfrik_jax.data import sources
+from sfrik_jax.data import tfds_source
 from sfrik_jax.data.opening import open_source
 from sfrik_jax.errors import BadPictureError
 
@@ -127,7 +127,7 @@ def damage_a_record(data_dir: Path) -> str:
     whole = path.read_bytes()
     for place in range(1_000, 60_000, 1_000):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        source = sources.TfdsSource("fashion_mini", str(data_dir), "train[:64]")
+        source = tfds_source.TfdsSource("fashion_mini", str(data_dir), "train[:64]")
         for i in range(64):
             try:
                 source.read(i)
@@ -238,9 +238,9 @@ def test_i5_a_damaged_prepared_set_ends_with_65(tmp_path, prepared, capsys, what
 
 
 def test_i5_a_label_below_zero_ends_with_65(tmp_path, small, capsys, monkeypatch):
-    own = sources.TfdsSource._record
+    own = tfds_source.TfdsSource._record
     monkeypatch.setattr(
-        sources.TfdsSource,
+        tfds_source.TfdsSource,
         "_record",
         lambda self, i: own(self, i) | ({"label": -2} if i == 7 else {}),
     )

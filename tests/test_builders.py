@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfrik_jax.data import builders, decode, idx, photos, prepared, sources
+from sfrik_jax.data import builders, decode, idx, photos, prepared, sources, tfds_source
 from sfrik_jax.data.builders import base, fashion
 from sfrik_jax.errors import (
     ConfigError,
@@ -68,7 +68,7 @@ def test_the_shipped_images_are_balanced_and_small():
 def test_preparing_keeps_every_pixel_and_label(tmp_path):
     builders.prepare("fashion_mini", tmp_path)
     assert "tensorflow" not in sys.modules
-    source = sources.TfdsSource("fashion_mini", str(tmp_path), "test")
+    source = tfds_source.TfdsSource("fashion_mini", str(tmp_path), "test")
     got = {}
     for i in range(len(source)):
         data, label = source.example(i)
@@ -103,7 +103,7 @@ def test_an_interrupted_preparation_leaves_nothing_to_read(
             builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
     assert prepared.whole("fashion_mnist", tmp_path) is None
     builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
-    assert len(sources.TfdsSource("fashion_mnist", str(tmp_path), "train")) == 20
+    assert len(tfds_source.TfdsSource("fashion_mnist", str(tmp_path), "train")) == 20
 
 
 @pytest.mark.parametrize("lost", ["dataset_info.json", "fashion_mnist-test"])
@@ -118,7 +118,7 @@ def test_a_directory_that_is_not_whole_is_made_again(tmp_path, idx_folder, lost)
         builders.prepare("fashion_mnist", tmp_path, idx_folder, allow_counts=True)
         == directory
     )
-    assert len(sources.TfdsSource("fashion_mnist", str(tmp_path), "test")) == 10
+    assert len(tfds_source.TfdsSource("fashion_mnist", str(tmp_path), "test")) == 10
 
 
 def test_idx_files_are_checked(tmp_path, idx_folder):
@@ -164,7 +164,7 @@ def test_photo_patches_are_balanced_colour_jpegs(tmp_path, few_patches):
     builders.prepare("photo_patches", tmp_path)
     assert "tensorflow" not in sys.modules
     for split, per_class in photos.PER_CLASS.items():
-        source = sources.TfdsSource("photo_patches", str(tmp_path), split)
+        source = tfds_source.TfdsSource("photo_patches", str(tmp_path), split)
         assert source.image_shape is None
         assert source.class_names == list(photos.CLASSES)
         assert class_counts(source) == [per_class] * len(photos.CLASSES)

@@ -9,7 +9,7 @@ from stand_ins import encoded
 
 from sfrik_jax.__main__ import main
 from sfrik_jax.data.decode import decode_rgb
-from sfrik_jax.data.sources import TfdsSource
+from sfrik_jax.data.tfds_source import TfdsSource
 from sfrik_jax.errors import BadPictureError
 
 ROOT = Path(__file__).parents[1]

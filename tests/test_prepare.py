@@ -19,7 +19,14 @@ import stand_ins
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered as tfds_registered
 
-from sfrik_jax.data import builders, decode, opening, prepared, progress, sources
+from sfrik_jax.data import (
+    builders,
+    decode,
+    opening,
+    prepared,
+    progress,
+    tfds_source,
+)
 from sfrik_jax.data.builders import base, records, registered
 from sfrik_jax.errors import (
     ConfigError,
@@ -126,7 +133,7 @@ def test_imagenet_keeps_every_byte_name_and_label(tmp_path, tars, monkeypatch):
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
     wnids = labels.read_text().split()
     for split, want in stand_ins.imagenet_pictures().items():
-        source = sources.TfdsSource("imagenet2012", str(tmp_path), split)
+        source = tfds_source.TfdsSource("imagenet2012", str(tmp_path), split)
         classes, names = source.class_names, source.file_names
         assert classes == sorted(classes or [])
         assert classes is not None
@@ -151,7 +158,7 @@ def test_imagenet_keeps_every_byte_name_and_label(tmp_path, tars, monkeypatch):
 
 def test_a_slice_has_all_classes(tmp_path, tars):
     builders.prepare("imagenet2012", tmp_path, tars, allow_counts=True)
-    source = sources.TfdsSource("imagenet2012", str(tmp_path), "train[:40]")
+    source = tfds_source.TfdsSource("imagenet2012", str(tmp_path), "train[:40]")
     assert source.labels is not None
     sizes = np.unique(source.labels, return_counts=True)[1]
     assert len(sizes) == len(stand_ins.WNIDS)
@@ -183,7 +190,7 @@ def test_the_20_percent_are_the_first_260_of_each_class_by_name(tmp_path):
 
 
 def pixels_and_labels(folder, name, split):
-    source = sources.TfdsSource(name, str(folder), split)
+    source = tfds_source.TfdsSource(name, str(folder), split)
     examples = [source.example(i) for i in range(len(source))]
     return {
         decode.decode_rgb(data).tobytes(): -1 if label is None else label
@@ -205,7 +212,7 @@ def test_binary_archives_keep_every_pixel_and_label(tmp_path, name):
         assert pixels_and_labels(tmp_path, name, split) == want
     kept = {each.suffix for each in directory.iterdir()}
     assert not kept & {".bin", ".gz"}, "nothing of the archive stays"
-    source = sources.TfdsSource(name, str(tmp_path), "test")
+    source = tfds_source.TfdsSource(name, str(tmp_path), "test")
     assert source.class_names is not None
     assert source.class_names[3] == "class 3"
 
@@ -335,7 +342,7 @@ def test_a_second_preparation_ends_with_73_and_a_dead_one_leaves_no_lock(
     assert any(left.rglob("*.dealt")), "a killed process cannot clean up"
     assert prepared.find("imagenet2012", tmp_path) is None
     sfrik(0, "data", "prepare", *words)
-    assert len(sources.TfdsSource("imagenet2012", str(tmp_path), "train")) == 80
+    assert len(tfds_source.TfdsSource("imagenet2012", str(tmp_path), "train")) == 80
     assert not left.exists()
 
 
@@ -411,7 +418,7 @@ def test_a_set_of_tfds_is_prepared_by_its_builder(tmp_path, monkeypatch, colours
     (manual / "colours.txt").write_text("7")
     directory = builders.prepare("tiny_colours", tmp_path, manual)
     assert directory == tmp_path / "tiny_colours" / "2.1.0"
-    source = sources.TfdsSource("tiny_colours", str(tmp_path), "train")
+    source = tfds_source.TfdsSource("tiny_colours", str(tmp_path), "train")
     assert len(source) == 7
     assert source.labels is None
 

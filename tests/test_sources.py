@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfrik_jax.data import builders, decode, opening, prepared, sources
+from sfrik_jax.data import builders, decode, opening, prepared, sources, tfds_source
 from sfrik_jax.data.builders import fashion
 from sfrik_jax.errors import ConfigError, CorruptInputError, MissingInputError
 
@@ -192,7 +192,7 @@ def test_arrays_are_checked_and_fingerprinted():
 
 
 def test_a_prepared_set_is_read_at_random(data_dir):
-    source = sources.TfdsSource("fashion_mini", data_dir, "train")
+    source = tfds_source.TfdsSource("fashion_mini", data_dir, "train")
     assert (len(source), source.image_shape) == (5_000, (28, 28, 1))
     assert source.class_names == list(fashion.FASHION_CLASSES)
     assert np.bincount(labels_of(source)).tolist() == [500] * 10
@@ -202,14 +202,14 @@ def test_a_prepared_set_is_read_at_random(data_dir):
 
 
 def test_prepared_sets_are_sliced_as_counted(data_dir):
-    whole = sources.TfdsSource("fashion_mini", data_dir, "train")
+    whole = tfds_source.TfdsSource("fashion_mini", data_dir, "train")
     for split, start, stop in (
         ("train[:500]", 0, 500),
         ("train[4990:]", 4_990, 5_000),
         ("train[10%:20%]", 500, 1_000),
         ("train[-10:]", 4_990, 5_000),
     ):
-        part = sources.TfdsSource("fashion_mini", data_dir, split)
+        part = tfds_source.TfdsSource("fashion_mini", data_dir, split)
         count = opening.num_examples(
             source="tfds", name="fashion_mini", path=data_dir, split=split
         )
@@ -220,28 +220,28 @@ def test_prepared_sets_are_sliced_as_counted(data_dir):
 
 
 def test_reads_from_many_threads_agree(data_dir):
-    source = sources.TfdsSource("fashion_mini", data_dir, "test")
+    source = tfds_source.TfdsSource("fashion_mini", data_dir, "test")
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(source.read, range(1_000)))
-    again = sources.TfdsSource("fashion_mini", data_dir, "test")
+    again = tfds_source.TfdsSource("fashion_mini", data_dir, "test")
     assert read == [again.read(i) for i in range(1_000)]
 
 
 def test_a_split_that_does_not_exist_is_refused(data_dir):
     for split in ("validation", "train[a:b]", "train[:5"):
         with pytest.raises(ConfigError, match=r"not one of \['test', 'train'\]"):
-            sources.TfdsSource("fashion_mini", data_dir, split)
+            tfds_source.TfdsSource("fashion_mini", data_dir, split)
     with pytest.raises(CorruptInputError, match="is empty"):
-        sources.TfdsSource("fashion_mini", data_dir, "train[5:5]")
+        tfds_source.TfdsSource("fashion_mini", data_dir, "train[5:5]")
 
 
 def test_a_set_that_is_not_prepared_says_how(tmp_path):
     where = str(tmp_path)
     command = rf"data prepare fashion_mini --data-dir {where}"
     with pytest.raises(MissingInputError, match=command):
-        sources.TfdsSource("fashion_mini", where, "train")
+        tfds_source.TfdsSource("fashion_mini", where, "train")
     with pytest.raises(MissingInputError, match="data prepare cifar10 --data-dir"):
-        sources.TfdsSource("cifar10", where, "train")
+        tfds_source.TfdsSource("cifar10", where, "train")
     for name in ("fashion_mini", "cifar10"):
         count = opening.num_examples(
             source="tfds", name=name, path=where, split="train"
@@ -279,21 +279,21 @@ def test_configs_are_sub_folders(tmp_path):
 def test_the_other_file_format_is_refused_with_a_remedy(tmp_path):
     prepared_info(tmp_path / "thing" / "1.0.0", file_format="tfrecord")
     with pytest.raises(MissingInputError, match="tfrecord, which has no random access"):
-        sources.TfdsSource("thing", str(tmp_path), "train")
+        tfds_source.TfdsSource("thing", str(tmp_path), "train")
 
 
 def test_missing_record_files_are_named(tmp_path):
     prepared_info(tmp_path / "thing" / "1.0.0")
     (tmp_path / "thing" / "1.0.0" / "thing-train.array_record-00000-of-00002").touch()
     with pytest.raises(CorruptInputError, match=r"00000-of-00002 \(2 files in all\)"):
-        sources.TfdsSource("thing", str(tmp_path), "train")
+        tfds_source.TfdsSource("thing", str(tmp_path), "train")
 
 
 def test_a_damaged_description_is_told(tmp_path):
     prepared_info(tmp_path / "thing" / "1.0.0")
     (tmp_path / "thing" / "1.0.0" / "dataset_info.json").write_text('{"name": 3')
     with pytest.raises(CorruptInputError, match=r"dataset_info\.json is damaged"):
-        sources.TfdsSource("thing", str(tmp_path), "train")
+        tfds_source.TfdsSource("thing", str(tmp_path), "train")
 
 
 def test_an_unknown_kind_of_source_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from sfrik_jax import config as configs
 from sfrik_jax import pretrain
 from sfrik_jax.__main__ import main
-from sfrik_jax.data import opening, sources, subset_setting, subsets, views
+from sfrik_jax.data import opening, sources, subset_setting, subsets, tfds_source, views
 from sfrik_jax.errors import ConfigError, MismatchError, MissingInputError
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.rundir import RunDirectory
@@ -381,9 +381,9 @@ def test_a_prepared_set_is_chosen_by_its_file_names(
 
 def test_labels_and_names_are_read_in_one_pass(prepared_dir, monkeypatch):
     read = []
-    record = sources.TfdsSource._record
+    record = tfds_source.TfdsSource._record
     monkeypatch.setattr(
-        sources.TfdsSource,
+        tfds_source.TfdsSource,
         "_record",
         lambda self, i: (read.append(i), record(self, i))[1],
     )

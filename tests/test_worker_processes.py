@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from sfrik_jax.data import loader, photos, pipeline, sources, views
+from sfrik_jax.data import builders, loader, opening, photos, pipeline, sources, views
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.data.tfds_source import TfdsSource
 from sfrik_jax.errors import BadPictureError, ConfigError, WorkerError
 
 ROOT = Path(__file__).parents[1]
@@ -166,3 +167,19 @@ def test_only_known_worker_types_pass(folder):
     with pytest.raises(ConfigError, match=r"data\.worker_type='fork'"):
         make(folder, "fork")
     assert loader.WORKER_TYPES == ("auto", "thread", "process")
+
+
+def test_a_prepared_set_is_read_by_processes(tmp_path):
+    builders.prepare("fashion_mini", tmp_path)
+    whole = TfdsSource("fashion_mini", str(tmp_path), "train[:60]")
+    source = opening.subset_of(whole, "fraction:0.9", seed=1)
+    settings = {"batch_size": 24, "seed": 5, "residence": "host", "workers": 2}
+    by_type = [
+        take(
+            TrainLoader(source, RECIPES["vicreg"], worker_type=t, **settings).iterate(),
+            3,
+        )
+        for t in ("process", "thread")
+    ]
+    for one, other in zip(*by_type, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)

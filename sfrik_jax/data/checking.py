@@ -18,7 +18,8 @@ from sfrik_jax.data.decode import decode_rgb
 from sfrik_jax.data.folders import SPLITS
 from sfrik_jax.data.hashes import HashList
 from sfrik_jax.data.progress import Progress
-from sfrik_jax.data.sources import FolderSource, Source, TfdsSource
+from sfrik_jax.data.sources import FolderSource, Source
+from sfrik_jax.data.tfds_source import TfdsSource
 from sfrik_jax.errors import BadPictureError, CorruptInputError
 
 # Pictures that the threads decode ahead, and that are handed over at once.

@@ -11,10 +11,10 @@ from sfrik_jax.data import prepared, subset_setting, subsets
 from sfrik_jax.data.sources import (
     FolderSource,
     Source,
-    TfdsSource,
     refuse_empty,
 )
 from sfrik_jax.data.subset_setting import Subset
+from sfrik_jax.data.tfds_source import TfdsSource
 from sfrik_jax.errors import ConfigError, MissingInputError
 
 log = logging.getLogger("sfrik")
