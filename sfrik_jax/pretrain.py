@@ -5,8 +5,9 @@ and is evaluated. Batches are functions of (seed, step) and a step is a pure fun
 of (state, batch), so a run that was stopped and resumed is the run that never stopped.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +33,11 @@ from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data import bad_pictures
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.data.bad_pictures import BadPictures
-from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.data.loader import Batch, TrainLoader
 from sfrik_jax.data.opening import open_source
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
-from sfrik_jax.errors import ConfigError, Preempted
+from sfrik_jax.errors import ConfigError, Preempted, WorkerError
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.evaluators import pictures
 from sfrik_jax.interrupts import Stop
@@ -169,8 +170,8 @@ def train(
     """
     config, plan, total = job.config, job.plan, job.plan.total_steps
     first = int(state.step)
-    batches = job.loader.iterate(first)
     with (
+        contextlib.closing(job.loader.iterate(first)) as batches,
         metrics.Writer(run.path, last_step=first) as writer,
         metrics.Display(total, first) as display,
         Trace(config.profile.first_step, config.profile.last_step, run.path) as trace,
@@ -189,7 +190,7 @@ def train(
         for step in range(first + 1, total + 1):
             trace.before(step)
             waited = time.monotonic()
-            batch = next(batches)
+            batch = _next_batch(batches, stop)
             waited = time.monotonic() - waited
             state, scalars = job.step(state, batch)
             log.add(step, scalars, waited)
@@ -207,6 +208,15 @@ def train(
                     "go on"
                 )
         return state, log.seconds()
+
+
+def _next_batch(batches: Generator[Batch], stop: Stop) -> Batch:
+    """The batch of a step. A signal that ended the workers too is told as a stop."""
+    try:
+        return next(batches)
+    except WorkerError:
+        stop.check("with its workers; what the last checkpoint holds is kept")
+        raise
 
 
 def preview(config: ConfigDict, path: Path, step: int) -> None:

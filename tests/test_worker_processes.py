@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 
+from sfrik_jax import pretrain
 from sfrik_jax.data import builders, loader, opening, photos, pipeline, sources, views
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.tfds_source import TfdsSource
-from sfrik_jax.errors import BadPictureError, ConfigError, WorkerError
+from sfrik_jax.errors import BadPictureError, ConfigError, Preempted, WorkerError
+from sfrik_jax.interrupts import Stop
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -93,7 +96,7 @@ def test_a_killed_process_ends_the_run_with_76(folder):
     next(batches)
     for child in children():
         os.kill(child, signal.SIGKILL)
-    with pytest.raises(WorkerError, match="a decoding process was killed") as caught:
+    with pytest.raises(WorkerError, match="a decoding process ended") as caught:
         take(batches, 100)
     assert caught.value.code == 76
 
@@ -160,7 +163,34 @@ def test_too_little_shared_memory_is_told(folder, monkeypatch, caplog):
     with pytest.raises(ConfigError, match=r"0 MiB|1 MiB are free.*--shm-size"):
         next(make(folder, "process", workers=64).iterate())
     next(make(folder, "auto", workers=64).iterate())
-    assert "Threads decode instead" in caplog.text
+    assert "Threads decode, at a fraction of the speed: 64" in caplog.text
+
+
+class Held(sources.FolderSource):
+    """A source with a lock, which cannot be sent to another process."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.lock = threading.Lock()
+
+
+def test_a_source_that_cannot_be_sent_is_read_by_threads(folder, caplog):
+    settings = {"batch_size": 24, "seed": 5, "residence": "host", "workers": 5}
+    both = [Held(folder), RECIPES["vicreg"]]
+    with pytest.raises(ConfigError, match="cannot be sent to other processes"):
+        next(TrainLoader(*both, worker_type="process", **settings).iterate())
+    batch = next(TrainLoader(*both, **settings).iterate())
+    assert "the source cannot be sent to other processes" in caplog.text
+    want = make(folder, "thread").batch(0)
+    jax.tree.map(np.testing.assert_array_equal, batch, want)
+
+
+def test_pictures_in_memory_are_not_copied_to_processes(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 40, 3), np.uint8)
+    source = sources.ArraySource(pixels)
+    monkeypatch.setattr(pipeline, "cannot_be_sent", lambda task: "asked")
+    settings = {"batch_size": 24, "seed": 5, "residence": "host", "workers": 8}
+    next(TrainLoader(source, RECIPES["vicreg"], **settings).iterate())
 
 
 def test_only_known_worker_types_pass(folder):
@@ -183,3 +213,16 @@ def test_a_prepared_set_is_read_by_processes(tmp_path):
     ]
     for one, other in zip(*by_type, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_signal_that_ended_the_workers_too_is_a_stop():
+    def lost():
+        raise WorkerError("a decoding process ended")
+        yield
+
+    stop = Stop()
+    with pytest.raises(WorkerError):
+        pretrain._next_batch(lost(), stop)
+    stop.requested = True
+    with pytest.raises(Preempted, match="run the same command again"):
+        pretrain._next_batch(lost(), stop)

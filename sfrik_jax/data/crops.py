@@ -127,11 +127,13 @@ class Cutter(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A chunk of a step: its rows in the batch of this process, and what they hold."""
+    """A chunk of a step: its rows in the batch of this process, and what they hold.
+
+    Of arrays it has the views alone: each array that a process hands over is a file.
+    """
 
     step: int
     rows: slice
-    index: np.ndarray
     views: list[np.ndarray]
     found: Found
 
@@ -178,7 +180,7 @@ class Chunks(NamedTuple):
         step, rows = self.place(number)
         index = self.order.indices(step)[self.rows][rows]
         found = self.cutter.cut(self.order.epoch(step), index, out)
-        return Part(step, rows, index, out, found)
+        return Part(step, rows, out, found)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -4,7 +4,7 @@
     sample j of the step = permutation(seed, epoch, N)[p]
 
 Nothing is stored between steps, so that resuming, replaying one step, and other numbers
-of workers or processes give the same batches by construction. Grain brings the threads.
+of workers or processes give the same batches by construction. Grain starts the workers.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from sfrik_jax.data.bad_pictures import BadPictures, Found
 from sfrik_jax.data.crops import Chunks, Cutter, Order, Part
 from sfrik_jax.data.decode import Picture
 from sfrik_jax.data.images import load_images
-from sfrik_jax.data.sources import Source
+from sfrik_jax.data.sources import ArraySource, Source
 from sfrik_jax.data.views import View
 from sfrik_jax.errors import ConfigError
 
@@ -38,7 +38,8 @@ WORKER_TYPES = ("auto", "thread", "process")
 RESIDENCES = ("auto", "device", "host")
 MAX_RESIDENT_BYTES = 4 * 2**30
 # Threads share an interpreter. On 16 cores, 500x375 JPEGs to two views of 224 px: 4
-# threads 822 pictures/s, 8 threads 1,085, 16 threads 975, 16 processes 3,758.
+# threads 822 pictures/s, 8 threads 1,085, 16 threads 975. 16 processes decoded 3,758,
+# without handing them over.
 MOST_THREADS = 4
 # Batches that are decoded ahead on the host, and that wait on the device.
 _HOST_AHEAD = 2
@@ -53,7 +54,7 @@ class TrainLoader:
     numbers), "epoch" int32 [], and by residence
 
     - host: "views", a tuple with uint8 [B, V_g, s, s, 3] for each run of V_g
-      consecutive views of equal size: decoded, cropped and resized by threads;
+      consecutive views of equal size: decoded, cropped and resized by the workers;
     - device: "images" uint8 [N, H, W, C], the whole set, the same buffer in each step,
       and "boxes" int32 [B, V, 4] (top, left, height, width): the step crops.
 
@@ -119,7 +120,7 @@ class TrainLoader:
     def iterate(self, first_step: int = 0) -> Generator[Batch]:
         """The batches of first_step, first_step + 1, … without end, prefetched.
 
-        Close the iterator (or drop it) to stop its threads.
+        Close the iterator (or drop it) to stop its workers.
         """
         if self.resident:
             return (self._resident_batch(s) for s in itertools.count(first_step))
@@ -166,8 +167,8 @@ class TrainLoader:
         def assemble(parts: Sequence[Part]) -> tuple[Batch, Found]:
             step = parts[0].step
             whole = wholes.pop(step, None) or self._gathered(parts, chunks.size)
-            batch = {"index": np.concatenate([part.index for part in parts])}
-            batch = self._split(batch | {"views": tuple(whole)})
+            index = self.indices(step)[self._rows]
+            batch = self._split({"index": index, "views": tuple(whole)})
             batch["epoch"] = self._whole(np.int32(self._order.epoch(step)))
             return batch, [bad for part in parts for bad in part.found]
 
@@ -195,21 +196,16 @@ class TrainLoader:
         workers = pipeline.num_threads(self._workers)
         if self._worker_type == "thread":
             return False
-        if self._worker_type == "auto" and workers <= MOST_THREADS:
+        few = workers <= MOST_THREADS
+        in_memory = isinstance(self._source.whole, ArraySource)
+        if self._worker_type == "auto" and (few or in_memory):
             return False
-        waiting = max(_HOST_AHEAD * chunks.per_step, workers) + 2 * workers
-        needed, free = waiting * chunks.chunk_bytes, pipeline.shared_memory_free()
-        if needed <= free:
-            return True
-        message = (
-            f"{workers} decoding processes need {needed >> 20} MiB of shared memory, "
-            f"of which {free >> 20} MiB are free; give the container more (docker "
-            "run --shm-size=8g), lower data.workers or set data.worker_type=thread"
-        )
-        if self._worker_type == "process":
-            raise ConfigError(message)
-        log.warning("%s. Threads decode instead, at a fraction of the speed", message)
-        return False
+        reason = pipeline.cannot_be_sent(chunks) or _lacks_memory(chunks, workers)
+        if reason and self._worker_type == "process":
+            raise ConfigError(f"data.worker_type='process': {reason}")
+        if reason:
+            log.warning("Threads decode, at a fraction of the speed: %s", reason)
+        return not reason
 
     def _split(self, tree: dict[str, Any]) -> dict[str, Any]:
         if self._mesh is None:
@@ -223,6 +219,21 @@ class TrainLoader:
         return jax.make_array_from_process_local_data(
             mesh_lib.replicated(self._mesh), np.asarray(array)
         )
+
+
+def _lacks_memory(chunks: Chunks, workers: int) -> str | None:
+    """Why processes cannot hand over what they decode."""
+    # Those in the queues, two in the hands of each worker, those of the batch that is
+    # being put together, and those that wait to be let go (Grain keeps up to 50).
+    waiting = (_HOST_AHEAD + 1) * chunks.per_step + 3 * workers + 50
+    needed, free = waiting * chunks.chunk_bytes, pipeline.shared_memory_free()
+    if needed <= free:
+        return None
+    return (
+        f"{workers} decoding processes need {needed >> 20} MiB of shared memory, of "
+        f"which {free >> 20} MiB are free; give the container more (docker run "
+        "--shm-size=8g), lower data.workers or set data.worker_type=thread"
+    )
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -97,8 +98,10 @@ def _closing(dataset: Iterable[T]) -> Generator[T]:
         if "Worker process was terminated" not in str(error):
             raise
         raise WorkerError(
-            "a decoding process was killed, perhaps for want of memory; run the "
-            "command again, with fewer data.workers if that was the cause"
+            "a decoding process ended, perhaps killed for want of memory; run the "
+            "command again, with fewer data.workers if that was the cause. A program "
+            'of your own must start under if __name__ == "__main__", or set '
+            "data.worker_type=thread"
         ) from error
     finally:
         results.close()
@@ -124,6 +127,16 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def cannot_be_sent(task: Any) -> str | None:
+    """Why a task cannot go to another process, or None."""
+    try:
+        pickle.dumps(task)
+    # What objects raise that hold a lock, an open file or a local function.
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        return f"the source cannot be sent to other processes ({error})"
+    return None
 
 
 def shared_memory_free() -> int:
