@@ -293,7 +293,7 @@ def test_a_set_of_another_format_is_not_touched(sfrik, tmp_path):
     told = sfrik(66, "data", "check", *words).stderr
     assert "move or delete that directory, or choose another --data-dir" in told
     (place / "dataset_info.json").unlink()
-    assert "holds no set" in sfrik(73, "data", "prepare", *words).stderr
+    assert "holds no ArrayRecord set" in sfrik(73, "data", "prepare", *words).stderr
     assert len(list(place.iterdir())) == 1
 
 

@@ -195,12 +195,14 @@ def _check_place(place: Path) -> None:
     """Refuses to replace what is no ArrayRecord set, which others may read."""
     if not place.exists():
         return
-    holds = "no set"
+    holds = "no ArrayRecord set"
     if (place / "dataset_info.json").is_file():
         file_format = prepared.read(place).file_format
         if file_format == "array_record":
             return
         holds = f"the set as {file_format}"
+    elif not any(place.iterdir()) or any(place.glob("*.array_record-*")):
+        return
     raise OutputError(
         f"{place} holds {holds}; move or delete that directory, or choose another "
         "--data-dir"
