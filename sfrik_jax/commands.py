@@ -96,6 +96,10 @@ def data_check(args: argparse.Namespace) -> int:
     if write is not None:
         if write.is_dir():
             raise OutputError(f"--hashes {write} is a directory; name a file")
+        if args.against is not None and write.resolve() == Path(args.against).resolve():
+            raise ConfigError(
+                f"--hashes {write} and --against are one file; name another one"
+            )
         write.parent.mkdir(parents=True, exist_ok=True)
     from sfrik_jax.data import checking
 

@@ -1,5 +1,6 @@
 """Archives of strangers: what would leave the folder, or fill the disk, is refused."""
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -65,6 +66,29 @@ def test_an_archive_that_is_cut_short_or_none_is_told(tmp_path, mode):
         path.write_bytes(data)
         with pytest.raises(CorruptInputError, match=str(path)):
             archives.unpack(path, ["a.bin", "b.bin"], tmp_path / "out", 20_000)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:1024] + b"\1" + data[1025:],
+        lambda data: data[:1024] + bytes(512) + data[1536:],
+        lambda data: data[:1024],
+        lambda data: data[:2048] + bytes(512),
+    ],
+    ids=["a header", "a header of zeros", "cut between members", "cut within its end"],
+)
+def test_an_archive_ends_where_it_says_so(tmp_path, mode, spoil):
+    whole = tar_bytes([("a", b"1"), ("b", b"2")])
+    path = tmp_path / "a.tar"
+    for data in (whole, spoil(whole)):
+        path.write_bytes(gzip.compress(data) if mode == "w:gz" else data)
+        if data == whole:
+            archives.unpack(path, ["a"], tmp_path / "out", 100)
+        else:
+            with pytest.raises(CorruptInputError, match=f"{path} is damaged or cut"):
+                archives.unpack(path, ["a"], tmp_path / "out", 100)
 
 
 def test_what_an_archive_lacks_is_told(tmp_path):

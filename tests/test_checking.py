@@ -8,9 +8,10 @@ import pytest
 from stand_ins import encoded
 
 from sfrik_jax.__main__ import main
+from sfrik_jax.data import checking
 from sfrik_jax.data.decode import decode_rgb
 from sfrik_jax.data.tfds_source import TfdsSource
-from sfrik_jax.errors import BadPictureError
+from sfrik_jax.errors import BadPictureError, CorruptInputError, OutputError
 
 ROOT = Path(__file__).parents[1]
 PER_CLASS = 6
@@ -183,6 +184,84 @@ def test_a_split_that_cannot_be_opened_does_not_hide_the_others(capsys, pictures
     assert code == 65
     assert "the train split beside it lacks" in bad["test"]
     assert out.splitlines()[1].split()[:3] == ["train", "12", "0"]
+
+
+def test_what_cannot_be_opened_is_not_told_as_lost(capsys, pictures, tmp_path):
+    sums = tmp_path / "sums"
+    check(capsys, "--folder", pictures, "--hashes", sums)
+    (pictures / "test" / "class 1").rename(pictures / "test" / "other")
+    lost = pictures / "train" / "class 0" / "0.jpg"
+    lost.unlink()
+    code, bad, _, _ = check(capsys, "--folder", pictures, "--against", sums)
+    assert code == 65
+    assert set(bad) == {"test", str(lost)}
+
+
+def test_records_that_cannot_be_opened_are_not_told_as_lost(
+    capsys, mini, data_dir, monkeypatch
+):
+    root, _ = mini
+    sums = root / "sums"
+    check(capsys, "fashion_mini", "--data-dir", data_dir, "--hashes", sums)
+    own = TfdsSource.__init__
+
+    def fail(self, name, path, split, **options):
+        if split == "test":
+            raise CorruptInputError("no test")
+        own(self, name, path, split, **options)
+
+    monkeypatch.setattr(TfdsSource, "__init__", fail)
+    code, bad, _, _ = check(
+        capsys, "fashion_mini", "--data-dir", root, "--against", sums
+    )
+    assert (code, bad) == (65, {"test": "no test"})
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (OutputError("x"), 73)]
+)
+def test_what_ends_a_check_leaves_no_part_of_a_list(
+    capsys, pictures, tmp_path, monkeypatch, error, code
+):
+    def fail(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(checking, "_all_seen", fail)
+    sums = tmp_path / "new" / "sums"
+    sums.parent.mkdir()
+    sums.write_text("of earlier")
+    assert check(capsys, "--folder", pictures, "--hashes", sums)[0] == code
+    assert [each.name for each in sums.parent.iterdir()] == ["sums"]
+    assert sums.read_text() == "of earlier"
+
+
+def test_a_list_that_cannot_be_written_is_told(capsys, pictures, tmp_path):
+    sums, partial = tmp_path / "new" / "sums", tmp_path / "new" / "sums.partial"
+    sums.parent.mkdir()
+    partial.symlink_to("/dev/full")
+    code, _, _, err = check(capsys, "--folder", pictures, "--hashes", sums)
+    assert code == 74
+    assert f"error: --hashes {sums}" in err
+    assert not list(sums.parent.iterdir())
+    partial.mkdir()
+    code, _, _, err = check(capsys, "--folder", pictures, "--hashes", sums)
+    assert code == 73
+    assert f"error: --hashes {sums}" in err
+
+
+def test_a_list_is_not_compared_with_itself(capsys, pictures, tmp_path):
+    sums = tmp_path / "sums"
+    check(capsys, "--folder", pictures, "--hashes", sums)
+    before = sums.read_text()
+    (tmp_path / "link").symlink_to(sums)
+    for other in (sums, tmp_path / "link"):
+        code, _, _, err = check(
+            capsys, "--folder", pictures, "--hashes", sums, "--against", other
+        )
+        assert code == 2
+        assert "--against" in err
+        assert sums.read_text() == before
 
 
 def test_labels_out_of_range_are_named(capsys, mini):

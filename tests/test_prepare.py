@@ -267,6 +267,79 @@ def test_a_tar_that_is_cut_short_is_refused(tmp_path, tars):
         builders.prepare("imagenet2012", tmp_path, tars, allow_counts=True)
 
 
+def test_a_class_that_loses_pictures_to_a_damaged_header_is_refused(tmp_path, tars):
+    path = tars / "ILSVRC2012_img_train.tar"
+    data = bytearray(path.read_bytes())
+    # The tenth picture of the second class: a header in the midst of a tar in a tar.
+    data[data.index(f"{stand_ins.WNIDS[1]}_11.JPEG".encode())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptInputError, match=f"{stand_ins.WNIDS[1]}.tar is damaged"):
+        builders.prepare("imagenet2012", tmp_path, tars, allow_counts=True)
+
+
+def test_a_set_of_another_format_is_not_touched(sfrik, tmp_path):
+    place = tmp_path / "data" / "fashion_mini" / "1.0.0"
+    place.mkdir(parents=True)
+    about = {"name": "fashion_mini", "fileFormat": "tfrecord", "splits": []}
+    (place / "dataset_info.json").write_text(json.dumps(about))
+    (place / "fashion_mini-train.tfrecord-00000-of-00001").write_bytes(b"records")
+    before = {each.name: each.read_bytes() for each in place.iterdir()}
+    words = ("fashion_mini", "--data-dir", "data")
+    told = sfrik(73, "data", "prepare", *words).stderr
+    assert "data/fashion_mini/1.0.0 holds the set as tfrecord; move or delete" in told
+    assert "--data-dir" in told
+    assert {each.name: each.read_bytes() for each in place.iterdir()} == before
+    assert not (tmp_path / "data" / ".preparing").exists()
+    told = sfrik(66, "data", "check", *words).stderr
+    assert "move or delete that directory, or choose another --data-dir" in told
+    (place / "dataset_info.json").unlink()
+    assert "holds no ArrayRecord set" in sfrik(73, "data", "prepare", *words).stderr
+    assert len(list(place.iterdir())) == 1
+
+
+def test_what_lacks_files_stays_until_the_new_set_stands(tmp_path, monkeypatch):
+    place = builders.prepare("fashion_mini", tmp_path)
+    shard = place / "fashion_mini-test.array_record-00000-of-00001"
+    shard.unlink()
+    kept = sorted(each.name for each in place.iterdir())
+    rename = Path.rename
+
+    def fail(path, target):
+        if Path(target) == place and "replaced" not in path.name:
+            raise PermissionError(13, "denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match="denied"):
+        builders.prepare("fashion_mini", tmp_path)
+    assert sorted(each.name for each in place.iterdir()) == kept
+    monkeypatch.undo()
+    assert builders.prepare("fashion_mini", tmp_path) == place
+    assert shard.stat().st_size > 0
+
+
+def test_a_default_config_is_locked_by_its_full_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(registered.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(builders, "_check_room", lambda *_: None)
+    held, looked = [], []
+
+    def generate(builder, root, manual):
+        held.extend(each.name for each in (root / "." / ".preparing").iterdir())
+        assert Path(builder.data_dir_root).name == "voc+2007"
+        raise DiskFullError("enough")
+
+    whole = prepared.whole
+    monkeypatch.setattr(
+        prepared, "whole", lambda name, root: looked.append(name) or whole(name, root)
+    )
+    monkeypatch.setattr(builders, "_generate", generate)
+    for name in ("voc", "voc/2007"):
+        with pytest.raises(DiskFullError, match="enough"):
+            builders.prepare(name, tmp_path)
+        assert looked[-1] == "voc/2007"
+    assert set(held) == {"voc+2007", "voc+2007.lock"}
+
+
 def test_an_unknown_name_ends_with_2_and_near_names(sfrik, tmp_path):
     result = sfrik(2, "data", "prepare", "imagenet_2012", "--data-dir", "data")
     assert "did you mean imagenet2012" in result.stderr

@@ -3,13 +3,15 @@
 A decoder accepts many a flipped bit; a list of SHA-256 sums tells each of them.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +22,12 @@ from sfrik_jax.data.hashes import HashList
 from sfrik_jax.data.progress import Progress
 from sfrik_jax.data.sources import FolderSource, Source
 from sfrik_jax.data.tfds_source import TfdsSource
-from sfrik_jax.errors import BadPictureError, CorruptInputError
+from sfrik_jax.errors import (
+    BadPictureError,
+    CorruptInputError,
+    DiskFullError,
+    OutputError,
+)
 
 # Pictures that the threads decode ahead, and that are handed over at once.
 _AHEAD, _GROUP = 256, 32
@@ -37,6 +44,13 @@ class Part(NamedTuple):
         """How a list names a picture, wherever the set lies, on one line."""
         name = id if self.root is None else os.path.relpath(id, self.root)
         return name.replace("\n", "\\n")
+
+    def owns(self, listed: str) -> bool:
+        """Whether a list's name is that of a picture of this split."""
+        if self.root is None:
+            return listed.startswith(f"{self.split}[")
+        whole = not (self.root / self.split).is_dir()
+        return whole or listed.startswith(f"{self.split}/")
 
 
 class Summary(NamedTuple):
@@ -102,43 +116,87 @@ def check(
 
     Raises:
       MissingInputError, CorruptInputError: about the list `against`.
+      OutputError, DiskFullError: the list `write` cannot be written.
     """
     known = None if against is None else HashList.read(against)
-    temporary = None if write is None else write.with_name(write.name + ".partial")
-    place = temporary or Path(os.devnull)
-    summaries, root = [], None
-    with (
-        Progress("checking") as progress,
-        place.open("w", encoding="utf-8", errors="surrogateescape") as lines,
-    ):
+    summaries, closed, root = [], [], None
+    with Progress("checking") as progress, _list(write) as put:
         for part in parts:
             root = part.root
-            summaries.append(_checked(part, known, lines, progress, workers))
-    if temporary is not None and write is not None:
-        temporary.replace(write)
+            try:
+                source = part.open()
+            except CorruptInputError as error:
+                _tell(part.split, str(error))
+                summaries.append(Summary(part.split, bad=1))
+                closed.append(part)
+                continue
+            summaries.append(_checked(part, source, known, put, progress, workers))
     if known is not None and complete:
         for name in known.unseen():
+            if any(part.owns(name) for part in closed):
+                continue  # nobody looked
             id = name if root is None else str(root / name)
             _tell(id, f"{against} lists it, and it is not there")
             summaries.append(Summary(name, bad=1))
     return summaries
 
 
-def _checked(
-    part: Part, known: HashList | None, lines: TextIO, progress: Progress, workers: int
-) -> Summary:
-    """Reads the pictures of a split and writes their hashes into `lines`."""
+@contextlib.contextmanager
+def _list(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Takes lines for a file that appears whole at the end, or not at all."""
+    if path is None:
+        yield lambda _: None
+        return
+    partial = path.with_name(path.name + ".partial")
+    with _writing(path):
+        file = partial.open("w", encoding="utf-8", errors="surrogateescape")
+
+    def put(line: str) -> None:
+        with _writing(path):
+            file.write(line)
+
     try:
-        source = part.open()
-    except CorruptInputError as error:
-        _tell(part.split, str(error))
-        return Summary(part.split, bad=1)
+        yield put
+        with _writing(path):
+            file.close()
+            partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(
+                f"--hashes {path}: the disk is full; make room or name another place"
+            ) from error
+        raise OutputError(
+            f"--hashes {path} cannot be written ({error.strerror}); name another place"
+        ) from error
+
+
+def _checked(
+    part: Part,
+    source: Source,
+    known: HashList | None,
+    put: Callable[[str], None],
+    progress: Progress,
+    workers: int,
+) -> Summary:
+    """Reads the pictures of a split and hands over their hashes as lines."""
     tally = _Tally(source, known)
     for i, seen in enumerate(_all_seen(source, workers)):
         id = source.name(i)
         listed = part.listed(id)
         if seen.digest is not None:
-            lines.write(f"{seen.digest}  {listed}\n")
+            put(f"{seen.digest}  {listed}\n")
         tally.add(id, listed, seen)
         progress.count(part.split, i + 1, len(source))
     summary = tally.summary(part.split)

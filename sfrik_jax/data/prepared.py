@@ -147,7 +147,8 @@ def find_whole(name: str, data_dir: str = "") -> Prepared:
     if found.file_format != "array_record":
         raise MissingInputError(
             f"{found.directory} is prepared as {found.file_format}, which has no "
-            f"random access; run: {prepare_command(name, data_dir)}"
+            "random access; move or delete that directory, or choose another "
+            f"--data-dir, and run: {prepare_command(name, data_dir)}"
         )
     if missing := found.missing_files():
         raise CorruptInputError(

@@ -67,7 +67,8 @@ def prepare(
       ConfigError: unknown name, or a source_dir for a set that takes none.
       MissingInputError: the set's origin or TensorFlow is not there; says how to mend.
       CorruptInputError: the origin is damaged, or the counts are not those published.
-      OutputError: data_dir cannot be written, or another process prepares this set.
+      OutputError: data_dir cannot be written, another process prepares this set, or
+        it is there in another format.
       DiskFullError: not enough room.
     """
     if source_dir is not None and name in _WITHOUT_FILES:
@@ -78,6 +79,10 @@ def prepare(
     manual = Path(source_dir or root / "downloads" / "manual").expanduser()
     work = root / _WORK / name.partition(":")[0].replace("/", "+")
     builder: Any = _builder(name, work, manual, given=source_dir is not None)
+    full = _full_name(builder) + "".join(name.partition(":")[1:])
+    if full != name:  # "voc" and "voc/2007" are one set, under one lock
+        return prepare(full, data_dir, source_dir, allow_counts=allow_counts)
+    _check_place(root / Path(builder.data_path).relative_to(work))
     try:
         with _held(work, name):
             # Another process may have been quicker.
@@ -186,14 +191,38 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{split} {count:,}" for split, count in sorted(counts.items()))
 
 
+def _check_place(place: Path) -> None:
+    """Refuses to replace what is no ArrayRecord set, which others may read."""
+    if not place.exists():
+        return
+    holds = "no ArrayRecord set"
+    if (place / "dataset_info.json").is_file():
+        file_format = prepared.read(place).file_format
+        if file_format == "array_record":
+            return
+        holds = f"the set as {file_format}"
+    elif not any(place.iterdir()) or any(place.glob("*.array_record-*")):
+        return
+    raise OutputError(
+        f"{place} holds {holds}; move or delete that directory, or choose another "
+        "--data-dir"
+    )
+
+
 def _deliver(made: Path, work: Path, root: Path) -> Path:
     """Moves a version's directory to its place; one that is not whole makes way."""
     place = root / made.relative_to(work)
-    if place.exists():
-        shutil.rmtree(place)
+    _check_place(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    made.rename(place)
-    return place
+    if not place.exists():
+        return made.rename(place)
+    # Goes with the working folder, once the new one stands.
+    replaced = place.rename(work / ".replaced")
+    try:
+        return made.rename(place)
+    except BaseException:
+        replaced.rename(place)
+        raise
 
 
 def _output_error(name: str, root: Path, error: OSError | RuntimeError) -> Exception:

@@ -16,6 +16,7 @@ from typing import IO
 from sfrik_jax.errors import CorruptInputError, MissingInputError
 
 MAX_MEMBERS = 2_000_000  # of one archive; ImageNet's largest has 50,000
+_END = bytes(2 * tarfile.BLOCKSIZE)
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -55,7 +56,7 @@ def files(
       path: what a message calls the archive. limit: bytes that a file may have.
 
     Raises:
-      CorruptInputError: a member that is not allowed.
+      CorruptInputError: a member that is not allowed, or no end after the last one.
     """
     for number, member in enumerate(tar):
         parts = PurePosixPath(member.name).parts
@@ -72,6 +73,13 @@ def files(
         yield parts[-1] if parts else "", member
         # tarfile keeps all members; a million of them take a gigabyte.
         getattr(tar, "members", []).clear()
+    # tarfile takes a damaged header, and a cut between two members, for the end.
+    assert tar.fileobj is not None, "it is open"
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(len(_END)) != _END:
+        raise CorruptInputError(
+            f"{path} is damaged or cut short at byte {tar.offset}; fetch it again"
+        )
 
 
 def read(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
