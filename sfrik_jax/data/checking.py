@@ -3,8 +3,6 @@
 A decoder accepts many a flipped bit; a list of SHA-256 sums tells each of them.
 """
 
-import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -18,15 +16,13 @@ import numpy as np
 from sfrik_jax.data import pipeline, prepared
 from sfrik_jax.data.decode import decode_rgb
 from sfrik_jax.data.folders import SPLITS
-from sfrik_jax.data.hashes import HashList
+from sfrik_jax.data.hashes import HashList, writing
 from sfrik_jax.data.progress import Progress
 from sfrik_jax.data.sources import FolderSource, Source
 from sfrik_jax.data.tfds_source import TfdsSource
 from sfrik_jax.errors import (
     BadPictureError,
     CorruptInputError,
-    DiskFullError,
-    OutputError,
 )
 
 # Pictures that the threads decode ahead, and that are handed over at once.
@@ -120,7 +116,7 @@ def check(
     """
     known = None if against is None else HashList.read(against)
     summaries, closed, root = [], [], None
-    with Progress("checking") as progress, _list(write) as put:
+    with Progress("checking") as progress, writing(write) as put:
         for part in parts:
             root = part.root
             try:
@@ -139,47 +135,6 @@ def check(
             _tell(id, f"{against} lists it, and it is not there")
             summaries.append(Summary(name, bad=1))
     return summaries
-
-
-@contextlib.contextmanager
-def _list(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Takes lines for a file that appears whole at the end, or not at all."""
-    if path is None:
-        yield lambda _: None
-        return
-    partial = path.with_name(path.name + ".partial")
-    with _writing(path):
-        file = partial.open("w", encoding="utf-8", errors="surrogateescape")
-
-    def put(line: str) -> None:
-        with _writing(path):
-            file.write(line)
-
-    try:
-        yield put
-        with _writing(path):
-            file.close()
-            partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            file.close()
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(
-                f"--hashes {path}: the disk is full; make room or name another place"
-            ) from error
-        raise OutputError(
-            f"--hashes {path} cannot be written ({error.strerror}); name another place"
-        ) from error
 
 
 def _checked(

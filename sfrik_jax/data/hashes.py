@@ -1,9 +1,17 @@
 """Lists of SHA-256 sums: `sum  id` a line, the form of sha256sum."""
 
+import contextlib
+import errno
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sfrik_jax.errors import CorruptInputError, MissingInputError
+from sfrik_jax.errors import (
+    CorruptInputError,
+    DiskFullError,
+    MissingInputError,
+    OutputError,
+)
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
@@ -52,3 +60,48 @@ class HashList:
     def unseen(self) -> list[str]:
         """Listed pictures that were not asked for."""
         return sorted(self._sums)
+
+
+@contextlib.contextmanager
+def writing(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Takes lines for a list that appears whole at the end, or not at all.
+
+    Raises:
+      OutputError, DiskFullError: the list cannot be written.
+    """
+    if path is None:
+        yield lambda _: None
+        return
+    partial = path.with_name(path.name + ".partial")
+    with _told(path):
+        file = partial.open("w", encoding="utf-8", errors="surrogateescape")
+
+    def put(line: str) -> None:
+        with _told(path):
+            file.write(line)
+
+    try:
+        yield put
+        with _told(path):
+            file.close()
+            partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(
+                f"--hashes {path}: the disk is full; make room or name another place"
+            ) from error
+        raise OutputError(
+            f"--hashes {path} cannot be written ({error.strerror}); name another place"
+        ) from error
