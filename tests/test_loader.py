@@ -227,17 +227,20 @@ def run_python(code, *arguments):
     )
 
 
-def test_a_program_that_forgets_to_close_ends(patch_folder):
+@pytest.mark.parametrize("worker_type", ["thread", "process"])
+def test_a_program_that_forgets_to_close_ends(patch_folder, worker_type):
     code = """
         import sys
         from sfrik_jax.data import loader, sources, views
         source = sources.FolderSource(sys.argv[1])
         pair = views.build(32, recipe="vicreg")
-        batches = loader.TrainLoader(source, pair, batch_size=16, seed=0)
+        batches = loader.TrainLoader(
+            source, pair, batch_size=16, seed=0, workers=2, worker_type=sys.argv[2]
+        )
         iterator = batches.iterate()
         print(next(iterator)["epoch"])
     """
-    process = run_python(code, str(patch_folder))
+    process = run_python(code, str(patch_folder), worker_type)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "0\n", "")
 

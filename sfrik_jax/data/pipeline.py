@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing
+import multiprocessing.util  # its work at exit is registered before ours, so done after
 import os
 import pickle
 import shutil
