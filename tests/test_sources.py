@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -274,6 +275,21 @@ def test_configs_are_sub_folders(tmp_path):
     assert prepared.find("thing/small", tmp_path) == prepared.find("thing", tmp_path)
     prepared_info(tmp_path / "thing" / "large" / "1.0.0")
     assert prepared.find("thing", tmp_path) is None
+
+
+@pytest.mark.parametrize("version", ["", ":5.0.0"])
+def test_a_set_with_config_and_version_is_opened_by_its_name(
+    data_dir, tmp_path, version
+):
+    # As TFDS prepares the 10 % of ImageNet.
+    place = tmp_path / "imagenet2012_subset" / "10pct" / "5.0.0"
+    shutil.copytree(os.path.join(data_dir, "fashion_mini", "1.0.0"), place)
+    name = f"imagenet2012_subset/10pct{version}"
+    source = tfds_source.TfdsSource(name, str(tmp_path), "test")
+    want = tfds_source.TfdsSource("fashion_mini", data_dir, "test")
+    assert len(source) == len(want) == 1000
+    assert source.read(7) == want.read(7)
+    np.testing.assert_array_equal(labels_of(source), labels_of(want))
 
 
 def test_the_other_file_format_is_refused_with_a_remedy(tmp_path):
