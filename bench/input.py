@@ -10,7 +10,6 @@ since they are what a machine has; wall time depends on what else runs.
 import argparse
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import statistics
@@ -25,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
+from bench import timing
 from bench.peers import Original, PillowCrops, Torchvision
 from sfrik_jax.data import photos
 from sfrik_jax.data.decode import Picture
@@ -181,13 +181,8 @@ def fidelity(
 
 
 def hardware() -> dict[str, object]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
     return {
-        "cpu": cpu,
+        "cpu": timing.cpu_name(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -268,8 +263,7 @@ def main() -> None:
     print(f"{first['hardware']}\n{first['versions']}")
     print(f"{args.pictures} JPEGs, {first['jpeg_bytes']} bytes; {args.rounds} rounds")
     print(table(rows))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    timing.write_json(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -114,23 +114,7 @@ def build(config: ConfigDict) -> Job:
     )
     configs.validate(config, num_examples=len(source), num_devices=mesh.size)
     views = view_recipes.build(data.image_size, **config.augment)
-    loader = TrainLoader(
-        source,
-        views,
-        batch_size=data.batch_size,
-        seed=config.seed,
-        residence=data.residence,
-        workers=data.workers,
-        worker_type=data.worker_type,
-        resample=data.resample,
-        mesh=mesh,
-        bad=BadPictures(
-            len(source),
-            seed=config.seed,
-            on_error=data.on_error,
-            max_bad=data.max_bad,
-        ),
-    )
+    loader = _loader(config, source, views, mesh)
     plan = configs.derive(config, len(source))
     model = models.build(**config.model)
     schedule, optimizer = _optimizer(config, plan.steps_per_epoch)
@@ -233,6 +217,26 @@ def preview_job(job: Job, path: Path, step: int) -> None:
     sources = [job.loader.rgb(int(i)) for i in batch["index"][:PREVIEW_ROWS]]
     first = job.views[0]
     pictures.views(sources, views, path, mean=first.mean, std=first.std)
+
+
+def _loader(
+    config: ConfigDict, source: Source, views: tuple[View, ...], mesh: Mesh
+) -> TrainLoader:
+    data, seed = config.data, config.seed
+    return TrainLoader(
+        source,
+        views,
+        batch_size=data.batch_size,
+        seed=seed,
+        residence=data.residence,
+        workers=data.workers,
+        worker_type=data.worker_type,
+        resample=data.resample,
+        mesh=mesh,
+        bad=BadPictures(
+            len(source), seed=seed, on_error=data.on_error, max_bad=data.max_bad
+        ),
+    )
 
 
 def _optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optim.Schedule, Any]:
