@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sfrik_jax import commands
 from sfrik_jax.__main__ import split_overrides
+from sfrik_jax.commands.training import default_workdir
 from sfrik_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -231,8 +231,8 @@ def test_overrides_are_written_with_or_without_an_equals_sign():
     ],
 )
 def test_a_run_has_a_default_place(spec, workdir):
-    assert commands.default_workdir(spec) == workdir
+    assert default_workdir(spec) == workdir
 
 
 def test_a_runs_directory_is_its_own_place(tmp_path):
-    assert commands.default_workdir(str(tmp_path)) == str(tmp_path)
+    assert default_workdir(str(tmp_path)) == str(tmp_path)

@@ -34,7 +34,8 @@ LEVELS = [
     "rundir step image_set data.loader report",
     "evaluation run_log",
     "pretrain",
-    "commands",
+    "commands commands.parsing",
+    "commands.configuration commands.data commands.reports commands.training",
     "__main__",
     PACKAGE,
 ]

@@ -1,0 +1,57 @@
+"""The command `pretrain`."""
+
+import argparse
+from pathlib import Path
+
+from sfrik_jax import config as configs
+from sfrik_jax.commands.parsing import (
+    Groups,
+    add_config_option,
+    checked_output,
+    command,
+)
+from sfrik_jax.errors import OutputError
+
+
+def add(groups: Groups) -> None:
+    """Adds `pretrain`."""
+    parser = command(
+        groups,
+        "pretrain",
+        "pretrain a backbone and evaluate it; resumes what the run directory holds",
+        "--config configs/quickstart.py --workdir runs/quickstart "
+        "--config.optim.epochs=5",
+        pretrain,
+    )
+    add_config_option(parser)
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="run directory, made if missing (default: runs/ and the name of the "
+        "configuration file; of a config.json, its directory)",
+    )
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    """Trains in the run directory, or goes on with what it holds."""
+    workdir = args.workdir
+    if workdir is None:
+        workdir = default_workdir(args.config)
+    workdir = checked_output(workdir, "--workdir")
+    if workdir.exists() and not workdir.is_dir():
+        raise OutputError(f"--workdir {workdir} is a file; name a directory")
+    config = configs.load(args.config, args.overrides)
+    configs.validate_here(config)
+    from sfrik_jax import pretrain as trainer
+
+    return trainer.pretrain(config, workdir)
+
+
+def default_workdir(spec: str) -> str:
+    """Where a run goes that is not told: a run's own directory, or runs/NAME."""
+    path = Path(spec.partition(".py:")[0])
+    if path.is_dir():
+        return str(path)
+    if path.suffix == ".json":
+        return str(path.parent)
+    return str(Path("runs", path.stem))
