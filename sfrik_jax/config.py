@@ -79,9 +79,12 @@ class Schedule:
     peak_lr: float
 
 
-def default() -> ConfigDict:
-    """All settings with their defaults, locked: a new key is refused."""
-    return ConfigDict(DEFAULTS).lock()
+def default(job: str = "pretrain") -> ConfigDict:
+    """All settings of a job with their defaults, locked: a new key is refused.
+
+    Errors: ConfigError for an unknown job.
+    """
+    return ConfigDict(config_keys.tree_of({"job": job})).lock()
 
 
 def loss_section(method: str) -> ConfigDict:
@@ -142,11 +145,18 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
             raise ConfigError(f"{key}: an override is written as key=value")
         texts[key] = text
     flat = flatten(config)
-    names = {selector: flat[selector] for selector, _ in VARIANTS.values()}
+    if texts.get("job", flat["job"]) != flat["job"]:
+        raise ConfigError(
+            f"job={texts['job']}: the settings are those of job={flat['job']!r}; give "
+            "a configuration file of that job"
+        )
+    selectors = [s for s, _ in VARIANTS.values() if s in flat]
+    names = {selector: flat[selector] for selector in selectors}
     chosen = {k: config_keys.parsed(texts.get(k) or v, "") for k, v in names.items()}
+    chosen["job"] = flat["job"]
     settings = config_keys.known(chosen)
     for section, (selector, _) in VARIANTS.items():
-        if chosen[selector] != names[selector]:
+        if selector in names and chosen[selector] != names[selector]:
             flat = {k: v for k, v in flat.items() if not k.startswith(f"{section}.")}
     flat = settings | flat
     for key, text in texts.items():

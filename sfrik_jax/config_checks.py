@@ -1,4 +1,4 @@
-"""Which values the settings may have: a table of choices, one of ranges, and rules.
+"""Which values the settings may have: choices, ranges, and rules.
 
 Each finding is one line: the setting, its value, what to do. Nothing here needs jax.
 A rule gets all settings by dotted name and returns the finding, or None.
@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from sfrik_jax import eval_checks
+from sfrik_jax.config_ranges import RANGES
 from sfrik_jax.data import subset_setting
 from sfrik_jax.settings import CHOICES, MULTI_CROP, PATCH_SHIFT
 
 Settings = Mapping[str, Any]
 Rule = Callable[[Settings], str | None]
-Range = tuple[Callable[[float], bool], str]
 
 # Steps, sizes and seeds are 32-bit numbers on the device.
 LARGEST_INT = 2**31 - 1
@@ -23,102 +24,6 @@ LARGEST_INT = 2**31 - 1
 SMALL_STEM_LARGEST = 64
 # A TFDS name: data set, then optionally /config and :version.
 TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.\-]+)?(:[\w.*]+)?")
-
-
-def at_least(low: float) -> Range:
-    """The numbers from `low` on."""
-    return lambda value: value >= low, f"at least {low}"
-
-
-def above(low: float) -> Range:
-    """The numbers greater than `low`."""
-    return lambda value: value > low, f"above {low}"
-
-
-def fraction() -> Range:
-    """The numbers from 0 to just below 1."""
-    return lambda value: 0 <= value < 1, "at least 0 and below 1"
-
-
-def between(low: float, high: float) -> Range:
-    """The numbers from `low` to `high`."""
-    return lambda value: low <= value <= high, f"between {low} and {high}"
-
-
-def probability() -> Range:
-    """The numbers from 0 to 1."""
-    return between(0, 1)
-
-
-def share() -> Range:
-    """The numbers above 0 and up to 1."""
-    return lambda value: 0 < value <= 1, "above 0 and at most 1"
-
-
-# For a tuple the range holds for each entry. A method has only some of the loss's keys.
-RANGES: dict[str, Range] = {
-    "seed": at_least(0),
-    "data.image_size": at_least(8),
-    "eval.image_size": at_least(8),
-    "eval.resize": at_least(8),
-    "data.batch_size": at_least(2),
-    "data.workers": at_least(0),
-    "data.max_bad": at_least(-1),
-    "augment.crop_scale": share(),
-    "augment.patch_scale": share(),
-    "augment.large_scale": share(),
-    "augment.small_scale": share(),
-    "augment.flip_prob": probability(),
-    "augment.jitter_prob": probability(),
-    "augment.gray_prob": probability(),
-    "augment.blur_prob": probability(),
-    "augment.solarize_prob": probability(),
-    "augment.brightness": at_least(0),
-    "augment.contrast": at_least(0),
-    "augment.saturation": at_least(0),
-    "augment.hue": between(0, 0.5),
-    "augment.resize": at_least(8),
-    "augment.crop_size": at_least(8),
-    "augment.patch_size": at_least(8),
-    "augment.patch_image_size": at_least(8),
-    "augment.small_size": at_least(8),
-    "augment.crop_count": at_least(0),
-    "augment.patch_count": between(0, 9),
-    "augment.large_count": at_least(1),
-    "augment.small_count": at_least(0),
-    "model.width": at_least(1),
-    "model.hidden_dims": at_least(1),
-    "model.embed_dim": at_least(2),
-    "loss.weights": at_least(0),
-    "loss.alignment_coeff": at_least(0),
-    "loss.mmd_coeff": at_least(0),
-    "loss.temperature": above(0),
-    "loss.uniformity_coeff": at_least(0),
-    "loss.scale": above(0),
-    "loss.invariance_coeff": at_least(0),
-    "loss.variance_coeff": at_least(0),
-    "loss.covariance_coeff": at_least(0),
-    "optim.base_lr": above(0),
-    "optim.weight_decay": at_least(0),
-    "optim.momentum": fraction(),
-    "optim.trust_coefficient": above(0),
-    "optim.epochs": at_least(1),
-    "optim.warmup_epochs": at_least(0),
-    "mesh.model": at_least(1),
-    "checkpoint.every_steps": at_least(1),
-    "checkpoint.keep": at_least(2),
-    "checkpoint.milestone_epochs": at_least(0),
-    "eval.every_epochs": at_least(0),
-    "eval.knn_k": at_least(1),
-    "eval.knn_temperature": above(0),
-    "eval.probe_epochs": at_least(1),
-    "eval.probe_batch_size": at_least(1),
-    "eval.probe_learning_rates": above(0),
-    "eval.probe_weight_decay": at_least(0),
-    "log.every_steps": at_least(1),
-    "profile.first_step": at_least(0),
-    "profile.last_step": at_least(0),
-}
 
 
 def shown(value: Any) -> str:
@@ -275,9 +180,9 @@ def check_mesh(at: Settings) -> str | None:
     return f"mesh.data={at['mesh.data']}; set -1 (all devices) or at least 1"
 
 
-RULES: tuple[Rule, ...] = (
-    check_source,
-    subset_setting.check_form,
+# Of every job, then those of a run and of an evaluation.
+COMMON_RULES: tuple[Rule, ...] = (check_source, subset_setting.check_form, check_mesh)
+RUN_RULES: tuple[Rule, ...] = (
     subset_setting.check_overlap,
     check_picture_size,
     check_recipe,
@@ -285,7 +190,6 @@ RULES: tuple[Rule, ...] = (
     check_schedule,
     check_probe,
     check_profile,
-    check_mesh,
 )
 
 
@@ -297,7 +201,8 @@ def problems(at: Settings) -> Iterator[str]:
             yield finding
         else:
             yield from number_problems(key, value)
-    yield from filter(None, (rule(at) for rule in RULES))
+    rules = RUN_RULES if at["job"] == "pretrain" else eval_checks.RULES
+    yield from filter(None, (rule(at) for rule in (*COMMON_RULES, *rules)))
 
 
 def data_problems(at: Settings, num_examples: int) -> Iterator[str]:

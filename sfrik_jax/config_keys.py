@@ -10,6 +10,7 @@ from typing import Any
 
 from sfrik_jax.config_checks import choice_problem, nearest, shown
 from sfrik_jax.errors import ConfigError
+from sfrik_jax.eval_settings import JOBS
 from sfrik_jax.settings import DEFAULTS, VARIANTS
 
 KIND_WORDS = {
@@ -43,15 +44,27 @@ def flatten(tree: Any, section_type: type) -> dict[str, Any]:
     return {key: flat[key] for key in order if key in flat} | flat
 
 
-def known(names: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a run and their defaults, in the tree's order.
+def tree_of(names: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the job that `names` holds, as a tree; a run's without "job".
 
-    Args: names: may hold "loss.method" and "augment.recipe", on which their sections
-        depend; other keys are not looked at.
-    Errors: ConfigError for an unknown method or recipe.
+    Errors: ConfigError for an unknown job.
+    """
+    job = names.get("job", DEFAULTS["job"])
+    problem = choice_problem("job", job)
+    if problem:
+        raise ConfigError(problem)
+    return JOBS[job]
+
+
+def known(names: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a job and their defaults, in the tree's order.
+
+    Args: names: may hold "job", which has its own tree, and "loss.method" and
+        "augment.recipe", on which their sections depend; other keys are not looked at.
+    Errors: ConfigError for an unknown job, method or recipe.
     """
     flat: dict[str, Any] = {}
-    for key, value in DEFAULTS.items():
+    for key, value in tree_of(names).items():
         if key in VARIANTS:
             selector, variants = VARIANTS[key]
             name = names.get(selector, default_of(selector))
@@ -91,11 +104,14 @@ def refuse_unknown(key: str, names: Mapping[str, Any]) -> None:
     settings = known(names)
     if key in settings:
         return
-    if key in DEFAULTS:
+    tree = tree_of(names)
+    if key in tree:
         fields = [k for k in settings if k.startswith(f"{key}.")]
         raise ConfigError(f"{key} is a section; set one of {', '.join(fields)}")
     section, _, name = key.rpartition(".")
-    selector, variants = VARIANTS.get(section, ("", {}))
+    selector, variants = (
+        VARIANTS.get(section, ("", {})) if section in tree else ("", {})
+    )
     owners = [m for m, fields in variants.items() if name in fields]
     if owners:
         chosen = names.get(selector, default_of(selector))
@@ -108,7 +124,7 @@ def refuse_unknown(key: str, names: Mapping[str, Any]) -> None:
     listed = f"{section} has" if fields else "there are"
     raise ConfigError(
         f"{shown(key)[1:-1]} is not a setting{nearest(key, tuple(settings))} "
-        f"({listed} {', '.join(fields or DEFAULTS)})"
+        f"({listed} {', '.join(fields or tree)})"
     )
 
 

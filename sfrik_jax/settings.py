@@ -95,6 +95,7 @@ MULTI_CROP = ("obow", "swav")
 PATCH_SHIFT = 24
 
 DEFAULTS: dict[str, Any] = {
+    "job": "pretrain",  # the jobs of evaluation have trees of their own
     "seed": 0,
     "init_from": "",  # safetensors of a backbone to start from; "" = random weights
     "data": {
@@ -160,11 +161,24 @@ DEFAULTS: dict[str, Any] = {
 # Tests hold these against the tables of the code: models.BACKBONES, losses.METHODS,
 # data.views.RECIPES.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "job": (
+        "pretrain",
+        "linear",
+        "finetune",
+        "features",
+        "knn",
+        "logreg",
+        "voc_svm",
+        "gauges",
+    ),
     "data.source": ("tfds", "folder"),
     "augment.recipe": tuple(RECIPE_DEFAULTS),
     "augment.normalization": ("imagenet", "stl10"),
     "data.residence": ("auto", "device", "host"),
     "data.resample": ("exact", "fast"),
+    "data.method": ("bilinear", "bicubic"),
+    "features.dtype": ("float32", "float16"),
+    "logreg.solver": ("sgd", "lbfgs"),
     "data.worker_type": ("auto", "thread", "process"),
     "data.on_error": ("raise", "skip"),
     "model.backbone": (

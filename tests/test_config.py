@@ -148,9 +148,9 @@ def test_a_file_that_sets_the_recipes_name_alone_is_refused(tmp_path):
     ("override", "words"),
     [
         ("data.batchsize=4", "did you mean data.batch_size? (data has source, name"),
-        ("dta.batch_size=4", "did you mean data.batch_size? (there are seed"),
+        ("dta.batch_size=4", "did you mean data.batch_size? (there are job"),
         ("batch_size=4", "did you mean data.batch_size?"),
-        ("xyz=4", "xyz is not a setting (there are seed, init_from, data"),
+        ("xyz=4", "xyz is not a setting (there are job, seed, init_from, data"),
         ("data=4", "data is a section; set one of data.source"),
         ("seed.x=4", "seed.x is not a setting"),
         ("loss.temperature=1", "belongs to the method simclr; loss.method='sfrik' has"),

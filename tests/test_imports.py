@@ -15,16 +15,16 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "errors settings kernels metrics optim data data.jpeg "
+    "errors settings config_ranges kernels metrics optim data data.jpeg "
     "data.progress models.layers models.norm report.page",
-    "data.subset_setting data.pipeline",
-    "mesh locks data.views resample interrupts checkpoint config_checks device_checks "
+    "data.subset_setting data.pipeline eval_settings",
+    "mesh locks eval_checks data.views resample interrupts checkpoint device_checks "
     "data.folders data.hashes data.idx data.prepared data.records data.resize "
     "data.builders.archives data.builders.records models.projector models.resnet "
     "evaluators.checks evaluators.features evaluators.baselines report.run",
-    "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
-    "evaluators.knn evaluators.linear report.curves report.verdict",
-    "data.tfds_source",
+    "mmd augment models config_checks data.decode data.photos data.sources "
+    "data.subsets evaluators.knn evaluators.linear report.curves report.verdict",
+    "data.tfds_source config_keys",
     "data.opening data.bad_pictures data.builders.base data.builders.registered "
     "data.checking",
     "data.builders.binary data.builders.fashion data.builders.imagenet "

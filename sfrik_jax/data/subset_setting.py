@@ -56,7 +56,7 @@ def probe_data(at: Mapping[str, Any]) -> tuple[str, str]:
 
 def check_form(at: Mapping[str, Any]) -> str | None:
     """A subset is written in one of the known forms."""
-    for key in ("data.subset", "eval.train_subset", "eval.test_subset"):
+    for key in (key for key in at if key.endswith("subset")):
         try:
             if at[key]:
                 parse(at[key], key)
@@ -70,19 +70,25 @@ def check_overlap(at: Mapping[str, Any]) -> str | None:
 
     The official code tests on training pictures when the subset is left out.
     """
-    split, subset = at["eval.test_split"], at["eval.test_subset"]
+    tested = at["eval.test_split"], at["eval.test_subset"]
     pretrained = at["data.train_split"], at["data.subset"]
-    for trained_split, trained in (pretrained, probe_data(at)):
-        apart = {trained, subset} == {"in20", "in20_val"}
-        # Two lists, or a list and a drawn subset, may well have nothing in common.
-        listed = any(text.startswith("list:") for text in (trained, subset))
-        if trained_split == split and not apart and not (listed and trained and subset):
+    for trained in (pretrained, probe_data(at)):
+        if may_share(trained, tested):
             return (
-                f"eval.test_split={split!r} and eval.test_subset={subset!r} "
-                f"have pictures of the training (subset {trained!r}); test on "
+                f"eval.test_split={tested[0]!r} and eval.test_subset={tested[1]!r} "
+                f"have pictures of the training (subset {trained[1]!r}); test on "
                 "another split, or train on in20 and test on in20_val"
             )
     return None
+
+
+def may_share(first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Whether two parts (split, subset) are of one split and not known to be apart."""
+    subsets = (first[1], second[1])
+    # Two lists, or a list and a drawn subset, may well have nothing in common.
+    listed = any(text.startswith("list:") for text in subsets) and all(subsets)
+    apart = set(subsets) == {"in20", "in20_val"}
+    return first[0] == second[0] and not apart and not listed
 
 
 def _per_class(value: str) -> Subset | None:
