@@ -26,16 +26,32 @@ class Checkpoints:
       directory: created when missing.
       keep: the newest ones that stay, at least 2.
       keep_period: steps divisible by it stay for good (milestones); None for none.
+      read_only: another process may be writing here: nothing is changed.
     """
 
-    def __init__(self, directory: Path, *, keep: int, keep_period: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int | None = None,
+        keep_period: int | None = None,
+        read_only: bool = False,
+    ) -> None:
         self.directory = Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            keep_period=keep_period,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-        )
+        self._read_only = read_only
+        self._remedy = "they are kept as *.corrupt. Start in another --workdir"
+        if read_only:
+            self._remedy = "evaluate another checkpoint"
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_period,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -66,17 +82,18 @@ class Checkpoints:
         if wait:
             self._manager.wait_until_finished()
 
-    def restore(self, abstract: Any) -> Any | None:
+    def restore(self, abstract: Any, only: int | None = None) -> Any | None:
         """The newest state that is whole, or None where nothing was ever saved.
 
         Args:
           abstract: the tree of ShapeDtypeStructs with shardings to restore into.
+          only: the step of one checkpoint; no other will do.
 
         Raises:
           CorruptInputError: checkpoints are there and none is whole.
         """
         bad = []
-        for step in reversed(self.steps()):
+        for step in reversed(self.steps()) if only is None else [only]:
             state, problem = self._restore_step(step, abstract)
             if problem is None:
                 return state
@@ -88,7 +105,7 @@ class Checkpoints:
         if bad:
             raise CorruptInputError(
                 f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}); "
-                "they are kept as *.corrupt. Start in another --workdir"
+                + self._remedy
             )
         return None
 
@@ -113,6 +130,8 @@ class Checkpoints:
         return restored["state"], None
 
     def _set_aside(self, step: int) -> None:
+        if self._read_only:
+            return
         path = self.directory / str(step)
         target, number = path.with_name(f"{step}.corrupt"), 1
         while target.exists():

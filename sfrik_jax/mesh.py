@@ -4,7 +4,7 @@ Axis `data` splits the batch, axis `model` splits wide layers. One process sees 
 own devices; the arrays of a step are global.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -75,6 +75,18 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts each array whole on every device of the mesh."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
+    """Shapes and dtypes of what `make` returns, whole on each device of the mesh.
+
+    For restoring a checkpoint: nothing is computed.
+    """
+    whole = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(make),
+    )
 
 
 def process_rows(batch_size: int) -> slice:

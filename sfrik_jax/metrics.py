@@ -128,10 +128,18 @@ class Display:
     Args:
       total: steps of the run.
       done: steps that an earlier run did.
+      name: of the job.
       interval: seconds between plain lines.
     """
 
-    def __init__(self, total: int, done: int, *, interval: float = 10.0) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        *,
+        name: str = "pretrain",
+        interval: float = 10.0,
+    ) -> None:
         self._total = total
         self._interval = interval
         self._last = -math.inf
@@ -139,7 +147,7 @@ class Display:
         console = Console(file=sys.stderr)
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("pretrain"),
+                TextColumn(name),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("eta"),

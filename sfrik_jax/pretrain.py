@@ -5,9 +5,7 @@ and is evaluated. Batches are functions of (seed, step) and a step is a pure fun
 of (state, batch), so a run that was stopped and resumed is the run that never stopped.
 """
 
-import contextlib
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import (
     augment,
-    metrics,
+    loop,
     models,
     optim,
     train_state,
@@ -33,15 +31,14 @@ from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data import bad_pictures
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.data.bad_pictures import BadPictures
-from sfrik_jax.data.loader import Batch, TrainLoader
+from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.opening import open_source
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
-from sfrik_jax.errors import ConfigError, Preempted, WorkerError
+from sfrik_jax.errors import ConfigError
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.evaluators import pictures
 from sfrik_jax.interrupts import Stop
-from sfrik_jax.run_log import RunLog
 from sfrik_jax.rundir import RunDirectory
 from sfrik_jax.step import Step, make_train_step
 from sfrik_jax.train_state import TrainState
@@ -80,8 +77,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
         evaluation = Evaluation(
             config, job.mesh, job.model.backbone, job.views[0], job.source, bad
         )
+        abstract = mesh_lib.abstract(job.random_state, job.mesh)
         with _checkpoints(job, run.path) as checkpoints:
-            state = checkpoints.restore(_abstract(job)) or _first_state(job)
+            state = checkpoints.restore(abstract) or _first_state(job)
             done = int(state.step)
             stop.check(f"before step {done + 1}")
             evaluated = run.read_json("summary.json").get("protocol")
@@ -94,7 +92,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
                 bad.save(bad.record())
             if not (run.path / VIEWS_PICTURE).exists():
                 preview_job(job, run.path / VIEWS_PICTURE, step=0)
-            state, seconds = train(job, state, run, checkpoints, evaluation, stop)
+            plan = plan_of(job, evaluation)
+            state, seconds = loop.run_steps(
+                plan, state, job.loader, run, checkpoints, stop
+            )
         stop.check(f"after step {job.plan.total_steps}, saved")
         evaluation.finish(run, state, job.random_state, seconds, stop.check)
     return 0
@@ -139,68 +140,26 @@ def build(config: ConfigDict) -> Job:
     return Job(config, mesh, source, views, loader, plan, model, random_state, step)
 
 
-def train(
-    job: Job,
-    state: TrainState,
-    run: RunDirectory,
-    checkpoints: Checkpoints,
-    evaluation: Evaluation,
-    stop: Stop,
-) -> tuple[TrainState, float]:
-    """Steps to the end. Returns the state and the seconds that the steps took.
-
-    They include compilation, the evaluations in between and what earlier sessions
-    took, but no evaluation after the last step.
-    """
-    config, plan, total = job.config, job.plan, job.plan.total_steps
-    first = int(state.step)
-    with (
-        contextlib.closing(job.loader.iterate(first)) as batches,
-        metrics.Writer(run.path, last_step=first) as writer,
-        metrics.Display(total, first) as display,
-        Trace(config.profile.first_step, config.profile.last_step, run.path) as trace,
-    ):
-        log = RunLog(
-            config,
-            run,
-            writer,
-            display,
-            first=first,
-            total=total,
-            steps_per_epoch=plan.steps_per_epoch,
-            views_per_step=config.data.batch_size * view_recipes.num_views(job.views),
-            indices=job.loader.indices,
-        )
-        for step in range(first + 1, total + 1):
-            trace.before(step)
-            waited = time.monotonic()
-            batch = _next_batch(batches, stop)
-            waited = time.monotonic() - waited
-            state, scalars = job.step(state, batch)
-            log.add(step, scalars, waited)
-            last = step == total or stop.requested
-            if _due(step, config.eval.every_epochs * plan.steps_per_epoch):
-                log.drain()
-                log.evaluated(step, evaluation.run(state))
-            if last or _checkpoint_due(job, step):
-                log.drain()
-                checkpoints.save(step, state, wait=last)
-            if stop.requested and step < total:
-                log.stopped(step)
-                raise Preempted(
-                    f"preempted at step {step}, saved; run the same command again to "
-                    "go on"
-                )
-        return state, log.seconds()
-
-
-def _next_batch(batches: Generator[Batch], stop: Stop) -> Batch:
-    """The batch of a step. A signal that ended the workers too is told as a stop."""
-    try:
-        return next(batches)
-    except WorkerError:
-        stop.check("with its workers; what the last checkpoint holds is kept")
-        raise
+def plan_of(job: Job, evaluation: Evaluation) -> loop.Plan:
+    """The steps of a run, and what happens between them."""
+    config, per_epoch = job.config, job.plan.steps_per_epoch
+    return loop.Plan(
+        name="pretrain",
+        step=job.step,
+        total=job.plan.total_steps,
+        per_epoch=per_epoch,
+        views_per_step=config.data.batch_size * view_recipes.num_views(job.views),
+        evaluate=evaluation.run,
+        evaluated_as="online",
+        evaluate_every=config.eval.every_epochs * per_epoch,
+        save_every=config.checkpoint.every_steps,
+        milestone_every=config.checkpoint.milestone_epochs * per_epoch,
+        log_every=config.log.every_steps,
+        trace=(config.profile.first_step, config.profile.last_step),
+        seed=config.seed,
+        remedy=f"Lower optim.base_lr={config.optim.base_lr} (in another --workdir), or "
+        "look at the images",
+    )
 
 
 def preview(config: ConfigDict, path: Path, step: int) -> None:
@@ -260,15 +219,6 @@ def _checkpoints(job: Job, workdir: Path) -> Checkpoints:
     )
 
 
-def _abstract(job: Job) -> Any:
-    """Shapes, dtypes and shardings of the state, to restore into."""
-    whole = mesh_lib.replicated(job.mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        jax.eval_shape(job.random_state),
-    )
-
-
 def _first_state(job: Job) -> TrainState:
     """Random weights, and the backbone of the weights file where one is given."""
     state, path = job.random_state(), job.config.init_from
@@ -291,41 +241,3 @@ def _first_state(job: Job) -> TrainState:
         backbone = mesh_lib.replicate(backbone, job.mesh)
         state = state._replace(**{kind: {**section, "backbone": backbone}})
     return state
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _checkpoint_due(job: Job, step: int) -> bool:
-    settings = job.config.checkpoint
-    milestone = settings.milestone_epochs * job.plan.steps_per_epoch
-    return _due(step, settings.every_steps) or _due(step, milestone)
-
-
-class Trace:
-    """The profiler's trace of the steps first … last, in `profile/`; 0 and 0: none."""
-
-    def __init__(self, first: int, last: int, workdir: Path) -> None:
-        self._steps = range(first, last + 1) if first else range(0)
-        self._path = workdir / "profile"
-        self._active = False
-
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop()
-
-    def before(self, step: int) -> None:
-        """Starts or stops the trace, as the coming step asks."""
-        if step not in self._steps:
-            self._stop()
-        elif not self._active:
-            jax.profiler.start_trace(self._path)
-            self._active = True
-
-    def _stop(self) -> None:
-        if self._active:
-            jax.profiler.stop_trace()
-            self._active = False

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from sfrik_jax.errors import NonFiniteError
 from sfrik_jax.metrics import Display, Writer, read_rows
@@ -27,12 +26,13 @@ class RunLog:
       first: steps done before this session. total: steps of the run.
       steps_per_epoch: of the run.
       views_per_step: images of a global batch times their views.
+      every: steps between rows.
       indices: the samples of a step's batch (0-based), to name those of a bad step.
+      seed: noted with it. remedy: what to do about it.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
         run: RunDirectory,
         writer: Writer,
         display: Display,
@@ -41,9 +41,13 @@ class RunLog:
         total: int,
         steps_per_epoch: int,
         views_per_step: int,
+        every: int,
         indices: Callable[[int], np.ndarray],
+        seed: int,
+        remedy: str,
     ) -> None:
-        self._config, self._run = config, run
+        self._run, self._every = run, every
+        self._seed, self._remedy = seed, remedy
         self._writer, self._display = writer, display
         self._steps_per_epoch, self._views_per_step = steps_per_epoch, views_per_step
         self._indices = indices
@@ -75,10 +79,10 @@ class RunLog:
             self._handle(*self._pending.popleft())
         self._writer.flush()
 
-    def evaluated(self, step: int, results: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, results: Mapping[str, float], prefix: str) -> None:
         """Writes a row of evaluation results, and leaves their time out of the rate."""
         if results:
-            named = {f"online/{name}": value for name, value in results.items()}
+            named = {f"{prefix}/{name}": value for name, value in results.items()}
             named["time/seconds"] = self.seconds()
             self._writer.write(step, step / self._steps_per_epoch, named)
             shown = [f"{k} {v:.1f}" for k, v in results.items() if k.endswith("top1")]
@@ -92,8 +96,7 @@ class RunLog:
         self._writer.flush()
 
     def _handle(self, step: int, scalars: Mapping[str, jax.Array], waited: float):
-        every = self._config.log.every_steps
-        due = step in (1, self._total) or step % every == 0
+        due = step in (1, self._total) or step % self._every == 0
         self._waited += waited
         watched = {k: scalars[k] for k in ("train/loss", "train/gradient_norm")}
         values = jax.device_get(scalars if due else watched)
@@ -126,13 +129,11 @@ class RunLog:
             return
         name = f"nonfinite_{step}.json"
         indices = self._indices(step - 1).tolist()
-        seed = self._config.seed
-        self._run.write_json(name, {"step": step, "seed": seed, "index": indices})
+        about = {"step": step, "seed": self._seed, "index": indices}
+        self._run.write_json(name, about)
         raise NonFiniteError(
             f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it are "
-            f"kept, the batch is listed in {self._run.path / name}. Lower "
-            f"optim.base_lr={self._config.optim.base_lr} (in another --workdir), or "
-            "look at the images"
+            f"kept, the batch is listed in {self._run.path / name}. {self._remedy}"
         )
 
 

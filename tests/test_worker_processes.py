@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from sfrik_jax import pretrain
+from sfrik_jax import loop
 from sfrik_jax.data import builders, loader, opening, photos, pipeline, sources, views
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.loader import TrainLoader
@@ -222,7 +222,7 @@ def test_a_signal_that_ended_the_workers_too_is_a_stop():
 
     stop = Stop()
     with pytest.raises(WorkerError):
-        pretrain._next_batch(lost(), stop)
+        loop.next_batch(lost(), stop)
     stop.requested = True
     with pytest.raises(Preempted, match="run the same command again"):
-        pretrain._next_batch(lost(), stop)
+        loop.next_batch(lost(), stop)

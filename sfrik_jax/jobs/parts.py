@@ -1,0 +1,117 @@
+"""The pictures of a job: the parts to learn from, to choose on and to test on."""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from sfrik_jax.data import opening
+from sfrik_jax.data.bad_pictures import BadPictures
+from sfrik_jax.data.sources import Source
+from sfrik_jax.errors import ConfigError, CorruptInputError
+from sfrik_jax.image_set import ImageSet
+from sfrik_jax.subject import Subject
+
+NAMES = ("train", "val", "test")
+
+
+class Sizes(NamedTuple):
+    """The side of the pictures, and of their short side before the centre is cut."""
+
+    image_size: int
+    resize: int
+
+
+def sizes(config: ConfigDict, subject: Subject) -> Sizes:
+    """The sizes of the settings, or those of the weights where they are 0.
+
+    Raises:
+      ConfigError: the centre is larger than the picture.
+    """
+    stated = subject.preprocessing
+    crop = config.data.image_size or int(stated["image_size"])
+    resize = config.data.resize or int(stated["resize"])
+    if resize < crop:
+        raise ConfigError(
+            f"data.resize={resize} is less than data.image_size={crop} (0 in the "
+            "settings is what the weights say); set both"
+        )
+    return Sizes(crop, resize)
+
+
+def open_parts(config: ConfigDict) -> dict[str, Source]:
+    """The parts that the settings name, by "train", "val" and "test".
+
+    Raises:
+      ConfigError: two of them have pictures in common.
+      MissingInputError, CorruptInputError: as the sources say.
+    """
+    data = config.data
+    whole: dict[str, Source] = {}
+    parts: dict[str, Source] = {}
+    for name in NAMES:
+        split = data[f"{name}_split"]
+        if not split:
+            continue
+        # Reading the labels of a split takes as long as its pictures: open it once.
+        if split not in whole:
+            whole[split] = opening.open_source(
+                source=data.source, name=data.name, path=data.path, split=split
+            )
+        key = f"data.{name}_subset"
+        parts[name] = opening.subset_of(
+            whole[split], data[f"{name}_subset"], seed=config.seed, key=key
+        )
+    for first, second in (("val", "test"), ("train", "test"), ("train", "val")):
+        if {first, second} <= parts.keys():
+            _refuse_overlap(first, parts[first], second, parts[second])
+    return parts
+
+
+def _refuse_overlap(first: str, a: Source, second: str, b: Source) -> None:
+    common = opening.overlap(a, b)
+    if common:
+        raise ConfigError(
+            f"data.{first}_split and data.{second}_split have {common} pictures in "
+            "common; choose parts that have none"
+        )
+
+
+def classes(parts: dict[str, Source]) -> int:
+    """The number of classes, on which all parts agree.
+
+    Raises:
+      CorruptInputError: a part has no labels, or other classes.
+    """
+    counts = {name: part.num_classes for name, part in parts.items()}
+    count = next(iter(counts.values()))
+    if count is None or len(set(counts.values())) > 1:
+        raise CorruptInputError(
+            f"the parts have {counts} classes; each needs the same labels"
+        )
+    return count
+
+
+def image_set(
+    source: Source, config: ConfigDict, size: Sizes, bad: BadPictures | None = None
+) -> ImageSet:
+    """A part as it is evaluated: resized and cut, in order."""
+    return ImageSet(
+        source,
+        image_size=size.image_size,
+        resize=size.resize,
+        workers=config.data.workers,
+        method=config.data.method,
+        bad=bad,
+    )
+
+
+def describe(parts: dict[str, Source]) -> dict[str, Any]:
+    """What the parts are, for the record of a figure."""
+    return {
+        name: {
+            "images": len(part),
+            "fingerprint": part.fingerprint,
+            "subset": part.subset,
+        }
+        for name, part in parts.items()
+    }

@@ -1,0 +1,393 @@
+"""What `linear` and `finetune` share: crops with labels, heads, figures of parts.
+
+Both train on random crops by the loop of pretraining, and so go on where they were
+stopped. Settings are chosen on the part "val"; the part "test" is looked at once.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sfrik_jax import augment, loop
+from sfrik_jax import config as configs
+from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.checkpoint import Checkpoints
+from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.data.sources import Source
+from sfrik_jax.data.views import View
+from sfrik_jax.errors import ConfigError, CorruptInputError
+from sfrik_jax.evaluators import heads as linear_heads
+from sfrik_jax.evaluators import scores
+from sfrik_jax.evaluators.features import Encode, stream
+from sfrik_jax.evaluators.heads import Heads
+from sfrik_jax.image_set import BATCH_SIZE, ImageSet
+from sfrik_jax.interrupts import Stop
+from sfrik_jax.jobs import parts as parts_of
+from sfrik_jax.jobs import results
+from sfrik_jax.rundir import RunDirectory
+from sfrik_jax.subject import Subject, open_subject
+
+
+class Bench(NamedTuple):
+    """What a supervised job works with, opened from its configuration.
+
+    Attributes:
+      view: the random crop to train on.
+      labels: of the part "train", int32 [N], on each device.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    subject: Subject
+    parts: dict[str, Source]
+    size: parts_of.Sizes
+    num_classes: int
+    view: View
+    loader: TrainLoader
+    labels: jax.Array
+    steps_per_epoch: int
+
+    def images(self, part: str) -> ImageSet:
+        """A part as it is evaluated."""
+        return parts_of.image_set(self.parts[part], self.config, self.size)
+
+    def crops(self, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Normalised crops [B, S, S, 3] of a batch, and their labels [B]; traceable."""
+        (group,) = augment.make_views(
+            batch, (self.view,), self.config.seed, self.subject.backbone.dtype
+        )
+        group = jax.lax.with_sharding_constraint(
+            group, mesh_lib.batch_sharding(self.mesh)
+        )
+        return group[:, 0], self.labels[batch["index"]]
+
+    def encoder(self, variables: Any) -> Encode:
+        """Features of uint8 pictures with the backbone in eval mode."""
+        sharding = mesh_lib.batch_sharding(self.mesh)
+        apply = _apply(self.subject.backbone, self.view)
+        return lambda images: apply(variables, jax.device_put(images, sharding))
+
+
+def open_bench(config: ConfigDict) -> Bench:
+    """Opens weights and pictures. Nothing compiles.
+
+    Raises:
+      SfrikError: the weights, the pictures or the settings do not do.
+    """
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.model)
+    configs.validate(config, num_devices=mesh.size)
+    subject = open_subject(config.weights, config.model.dtype)
+    subject = subject._replace(variables=mesh_lib.replicate(subject.variables, mesh))
+    parts = parts_of.open_parts(config)
+    num_classes = parts_of.classes(parts)
+    size, data = parts_of.sizes(config, subject), config.data
+    view = View(
+        size.image_size,
+        scale=tuple(data.crop_scale),
+        method=data.method,
+        flip_prob=data.flip_prob,
+        mean=tuple(subject.preprocessing["mean"]),
+        std=tuple(subject.preprocessing["std"]),
+    )
+    train = parts["train"]
+    if data.batch_size > len(train):
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} is more than the {len(train)} pictures "
+            f"to train on; use at most {len(train)}"
+        )
+    loader = TrainLoader(
+        train,
+        (view,),
+        batch_size=data.batch_size,
+        seed=config.seed,
+        residence=data.residence,
+        workers=data.workers,
+        worker_type=data.worker_type,
+        resample=data.resample,
+        mesh=mesh,
+    )
+    return Bench(
+        config,
+        mesh,
+        subject,
+        parts,
+        size,
+        num_classes,
+        view,
+        loader,
+        mesh_lib.replicate(_labels(train), mesh),
+        loader.steps_per_epoch,
+    )
+
+
+def _labels(train: Source) -> np.ndarray:
+    labels = train.labels
+    if labels is None:
+        raise CorruptInputError(
+            f"{train.name(0)} and the others to train on have no labels; choose "
+            "another data.train_split"
+        )
+    return labels
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _features(backbone, view, variables, images):
+    pixels = augment.normalize(
+        images, dtype=backbone.dtype, mean=view.mean, std=view.std
+    )
+    return backbone.apply(variables, pixels)
+
+
+def _apply(backbone, view) -> Callable[[Any, Any], jax.Array]:
+    return partial(_features, backbone, view)
+
+
+class Scored(NamedTuple):
+    """How R heads did on a part: the counts of each, and their cross-entropy [R]."""
+
+    counts: list[scores.Counts]
+    loss: np.ndarray
+
+    def top1(self) -> list[float]:
+        """Top-1 of each head in %."""
+        return [scores.figures(each)["top1"] for each in self.counts]
+
+
+Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+def encoded(bench: Bench, part: str, encode: Encode) -> Blocks:
+    """Features [b, d] and labels [b] of a part, block by block, in order."""
+    images = bench.images(part)
+    images.check_labels(least_classes=1)
+    devices = bench.mesh.shape[mesh_lib.DATA]
+    done = 0
+    for block in stream(
+        encode, images.batches(), batch_size=-(-BATCH_SIZE // devices) * devices
+    ):
+        labels = images.seen_labels[done : done + len(block)]
+        done += len(block)
+        yield block, labels
+
+
+def score(heads: Heads, blocks: Blocks, num_classes: int) -> Scored:
+    """How each head does on features with labels."""
+    count = heads.bias.shape[0]
+    counts = [scores.Counts.zero(num_classes)] * count
+    loss, rows = np.zeros(count), 0
+    for features, labels in blocks:
+        ranked, losses = _answers(heads, features, labels)
+        ranked = np.asarray(ranked)
+        counts = [
+            each + scores.count(ranked[:, r], labels, num_classes)
+            for r, each in enumerate(counts)
+        ]
+        loss += np.asarray(losses, np.float64).sum(axis=0)
+        rows += len(labels)
+    return Scored(counts, loss / max(rows, 1))
+
+
+@jax.jit
+def _answers(heads, features, labels):
+    return (
+        linear_heads.rank(heads, features),
+        linear_heads.cross_entropy(heads, features, labels),
+    )
+
+
+class Recipe(NamedTuple):
+    """What tells one supervised job from another.
+
+    Attributes:
+      name: of the job.
+      epochs, val_every_epochs: of its settings.
+      first: makes the first state.
+      step: (state, batch) -> (state, scalars).
+      evaluate: how the heads of a state do on a part.
+      settings: of each head, for the table of what was compared.
+      remedy: what to do about a loss that is not finite.
+    """
+
+    name: str
+    epochs: int
+    val_every_epochs: int
+    first: Callable[[], Any]
+    step: Callable[[Any, Any], Any]
+    evaluate: Callable[[Any, str], Scored]
+    settings: list[dict[str, float]]
+    remedy: str
+
+
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    name: str,
+    recipe_of: Callable[[Bench], Recipe],
+) -> dict[str, Any]:
+    """Trains, chooses on "val", tests once, and returns the record that it wrote.
+
+    Raises:
+      Preempted: a signal asked to stop, and the state is saved.
+      MismatchError: the directory holds the job of other weights, data or settings.
+    """
+    place = results.directory(workdir, name)
+    with Stop() as stop, RunDirectory(place, config) as run_dir:
+        bench = open_bench(config)
+        run_dir.agree_on_data(bench.parts["train"].fingerprint)
+        run_dir.agree_on_weights(bench.subject.about["sha256"])
+        stop.check("before its first step")
+        identity = {
+            "protocol": _protocol(bench),
+            "weights": bench.subject.about["sha256"],
+            "data": json.loads(json.dumps(parts_of.describe(bench.parts))),
+        }
+        earlier = results.read(workdir, name)
+        if identity == {
+            "protocol": earlier.get("protocol"),
+            "weights": earlier.get("weights", {}).get("sha256"),
+            "data": earlier.get("data"),
+        }:
+            return earlier
+        recipe = recipe_of(bench)
+        state, seconds, best = _train(bench, recipe, run_dir, stop)
+        figures, details = _finish(bench, recipe, state, best)
+        figures["train_seconds"] = round(seconds, 1)
+        results.write(
+            workdir,
+            name,
+            job=recipe.name,
+            figures=figures,
+            protocol=identity["protocol"],
+            weights=bench.subject.about,
+            data=identity["data"],
+            details=details,
+        )
+    return results.read(workdir, name)
+
+
+def _train(
+    bench: Bench, recipe: Recipe, run_dir: RunDirectory, stop: Stop
+) -> tuple[Any, float, float | None]:
+    """The last state, the seconds of training, and the best "val" top-1 on the way."""
+    config, per_epoch = bench.config, bench.steps_per_epoch
+    chosen_on = "val" if "val" in bench.parts else None
+
+    def evaluate(state: Any) -> dict[str, float]:
+        if chosen_on is None:
+            return {}
+        return {"top1": max(recipe.evaluate(state, chosen_on).top1())}
+
+    plan = loop.Plan(
+        name=recipe.name,
+        step=recipe.step,
+        total=recipe.epochs * per_epoch,
+        per_epoch=per_epoch,
+        views_per_step=config.data.batch_size,
+        evaluate=evaluate,
+        evaluated_as="val",
+        evaluate_every=recipe.val_every_epochs * per_epoch,
+        save_every=config.checkpoint.every_steps,
+        log_every=config.log.every_steps,
+        seed=config.seed,
+        remedy=recipe.remedy,
+    )
+    with Checkpoints(
+        run_dir.path / "checkpoints", keep=config.checkpoint.keep
+    ) as checkpoints:
+        abstract = mesh_lib.abstract(recipe.first, bench.mesh)
+        state = checkpoints.restore(abstract)
+        if state is None:
+            state = mesh_lib.replicate(recipe.first(), bench.mesh)
+        train = bench.parts["train"]
+        weights = bench.subject.about
+        run_dir.start(train.fingerprint, train.subset, weights=weights)
+        state, seconds = loop.run_steps(
+            plan, state, bench.loader, run_dir, checkpoints, stop
+        )
+    stop.check("after its last step, saved")
+    rows = [row.get("val/top1") for row in run_dir.metrics()]
+    return state, seconds, max((r for r in rows if r is not None), default=None)
+
+
+def _finish(
+    bench: Bench, recipe: Recipe, state: Any, best: float | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and details: the head of best "val" top-1, and its figure on "test"."""
+    figures: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+    chosen = 0
+    if "val" in bench.parts:
+        val = recipe.evaluate(state, "val")
+        table = [
+            {**each, "val_top1": top1, "val_loss": float(loss)}
+            for each, top1, loss in zip(
+                recipe.settings, val.top1(), val.loss, strict=True
+            )
+        ]
+        chosen = best_head(val)
+        details = {"compared": table, "chosen": table[chosen]}
+        figures |= _named(f"{recipe.name}/val_", val.counts[chosen])
+        if best is not None:
+            # The original reports this one, of the final split; it flatters.
+            figures[f"{recipe.name}/val_top1_best_epoch"] = max(
+                best, figures[f"{recipe.name}/val_top1"]
+            )
+    if "test" in bench.parts:
+        counts = recipe.evaluate(state, "test").counts[chosen]
+        figures |= _named(f"{recipe.name}/", counts)
+        details |= class_details(counts, bench.parts["test"].class_names)
+    return figures, details
+
+
+def best_head(val: Scored) -> int:
+    """The head of best top-1, of equal ones that of lowest cross-entropy."""
+    losses = np.nan_to_num(val.loss, nan=np.inf)
+    return min(range(len(losses)), key=lambda r: (-val.top1()[r], losses[r]))
+
+
+def class_details(
+    counts: scores.Counts, names: list[str] | None, most: int = 20
+) -> dict[str, Any]:
+    """Top-1 of each class, the confusion matrix, and the commonest mistakes."""
+    names = names or [str(number) for number in range(len(counts.top5))]
+    per_class = scores.per_class(counts)
+    return {
+        "per_class": {
+            name: None if np.isnan(value) else round(float(value), 2)
+            for name, value in zip(names, per_class, strict=True)
+        },
+        "most_confused": [
+            {"true": names[true], "predicted": names[taken], "images": images}
+            for true, taken, images in scores.most_confused(counts, most)
+        ],
+        "confusion": counts.confusion.tolist(),
+    }
+
+
+def _named(prefix: str, counts: scores.Counts) -> dict[str, Any]:
+    return {f"{prefix}{key}": v for key, v in scores.figures(counts).items()}
+
+
+def _protocol(bench: Bench) -> dict[str, Any]:
+    """Everything that the figures depend on besides weights and data."""
+    settings = configs.flatten(bench.config)
+    free = (*configs.RESUME_FREE, "weights", "data.path")
+    kept = {k: v for k, v in settings.items() if not k.startswith(free)}
+    kept |= {"data.image_size": bench.size.image_size, "data.resize": bench.size.resize}
+    kept |= {f"data.{k}": bench.subject.preprocessing[k] for k in ("mean", "std")}
+    return json.loads(json.dumps(kept))
+
+
+def cosine_of(
+    step: jax.Array, *, epochs: int, steps_per_epoch: int
+) -> jax.Array:
+    """The factor of the rates in the epoch of a step (0-based)."""
+    return linear_heads.cosine(jnp.floor_divide(step, steps_per_epoch), epochs)

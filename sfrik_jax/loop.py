@@ -1,0 +1,158 @@
+"""The loop of every job that takes steps: log, evaluate, save, stop.
+
+Batches are functions of (seed, step) and a step is a pure function of (state, batch),
+so a job that was stopped and resumed is the job that never stopped.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+from sfrik_jax import metrics
+from sfrik_jax.checkpoint import Checkpoints
+from sfrik_jax.data.loader import Batch, TrainLoader
+from sfrik_jax.errors import Preempted, WorkerError
+from sfrik_jax.interrupts import Stop
+from sfrik_jax.run_log import RunLog
+from sfrik_jax.rundir import RunDirectory
+
+State = TypeVar("State", bound=Any)
+
+
+class Plan(NamedTuple):
+    """What the loop needs to know of a job.
+
+    Attributes:
+      name: of the job, for the display.
+      step: step(state, batch) -> (state, scalars).
+      total, per_epoch: steps.
+      views_per_step: pictures that the network sees in a step, for the rate.
+      evaluate: the state's results by name, and the prefix that they get in metrics.
+      evaluate_every: steps between evaluations; 0 for none.
+      save_every: steps between checkpoints.
+      milestone_every: steps between those that are kept for good; 0 for none.
+      log_every: steps between rows of metrics.
+      trace: first and last step of a profiler trace; 0 and 0 for none.
+      seed: of the job, noted with a step that is not finite.
+      remedy: what to do when a step is not finite.
+    """
+
+    name: str
+    step: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
+    total: int
+    per_epoch: int
+    views_per_step: int
+    evaluate: Callable[[Any], Mapping[str, float]]
+    evaluated_as: str
+    evaluate_every: int
+    save_every: int
+    log_every: int
+    seed: int
+    remedy: str
+    milestone_every: int = 0
+    trace: tuple[int, int] = (0, 0)
+
+
+def run_steps(
+    plan: Plan,
+    state: State,
+    loader: TrainLoader,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    stop: Stop,
+) -> tuple[State, float]:
+    """Steps to the end. Returns the state and the seconds that the steps took.
+
+    They include compilation, the evaluations in between and what earlier sessions
+    took, but no evaluation after the last step.
+
+    Raises:
+      Preempted: a signal asked to stop, and the state is saved.
+      NonFiniteError: the loss or the gradient is not finite.
+    """
+    total, first = plan.total, int(state.step)
+    with (
+        contextlib.closing(loader.iterate(first)) as batches,
+        metrics.Writer(run.path, last_step=first) as writer,
+        metrics.Display(total, first, name=plan.name) as display,
+        Trace(*plan.trace, run.path) as trace,
+    ):
+        log = RunLog(
+            run,
+            writer,
+            display,
+            first=first,
+            total=total,
+            steps_per_epoch=plan.per_epoch,
+            views_per_step=plan.views_per_step,
+            every=plan.log_every,
+            indices=loader.indices,
+            seed=plan.seed,
+            remedy=plan.remedy,
+        )
+        for step in range(first + 1, total + 1):
+            trace.before(step)
+            waited = time.monotonic()
+            batch = next_batch(batches, stop)
+            waited = time.monotonic() - waited
+            state, scalars = plan.step(state, batch)
+            log.add(step, scalars, waited)
+            last = step == total or stop.requested
+            if _due(step, plan.evaluate_every):
+                log.drain()
+                log.evaluated(step, plan.evaluate(state), plan.evaluated_as)
+            if last or _due(step, plan.save_every) or _due(step, plan.milestone_every):
+                log.drain()
+                checkpoints.save(step, state, wait=last)
+            if stop.requested and step < total:
+                log.stopped(step)
+                raise Preempted(
+                    f"preempted at step {step}, saved; run the same command again to "
+                    "go on"
+                )
+        return state, log.seconds()
+
+
+def next_batch(batches: Generator[Batch], stop: Stop) -> Batch:
+    """The batch of a step. A signal that ended the workers too is told as a stop."""
+    try:
+        return next(batches)
+    except WorkerError:
+        stop.check("with its workers; what the last checkpoint holds is kept")
+        raise
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class Trace:
+    """The profiler's trace of the steps first … last, in `profile/`; 0 and 0: none."""
+
+    def __init__(self, first: int, last: int, workdir: Path) -> None:
+        self._steps = range(first, last + 1) if first else range(0)
+        self._path = workdir / "profile"
+        self._active = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """Starts or stops the trace, as the coming step asks."""
+        if step not in self._steps:
+            self._stop()
+        elif not self._active:
+            jax.profiler.start_trace(self._path)
+            self._active = True
+
+    def _stop(self) -> None:
+        if self._active:
+            jax.profiler.stop_trace()
+            self._active = False
