@@ -17,16 +17,18 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "errors settings kernels metrics optim data data.jpeg "
     "data.progress models.layers models.norm report.page",
-    "data.subset_setting data.pipeline",
+    "data.subset_setting data.pipeline weights.stored",
+    "weights.archives weights.pickled weights.safetensors_files "
     "mesh locks data.views resample interrupts checkpoint config_checks device_checks "
     "data.folders data.hashes data.idx data.prepared data.records data.resize "
     "data.builders.archives data.builders.records models.projector models.resnet "
     "evaluators.checks evaluators.features evaluators.baselines report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
-    "evaluators.knn evaluators.linear report.curves report.verdict",
-    "data.tfds_source",
+    "evaluators.knn evaluators.linear report.curves report.verdict "
+    "weights.torch_files",
+    "data.tfds_source weights.names",
     "data.opening data.bad_pictures data.builders.base data.builders.registered "
-    "data.checking",
+    "data.checking weights.files",
     "data.builders.binary data.builders.fashion data.builders.imagenet "
     "data.builders.patches",
     "losses config weights train_state data.crops data.images data.builders "
