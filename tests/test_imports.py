@@ -15,28 +15,29 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "errors settings config_ranges kernels metrics optim data data.jpeg "
-    "data.progress models.layers models.norm report.page",
-    "data.subset_setting data.pipeline eval_settings",
-    "mesh locks eval_checks data.views resample interrupts checkpoint device_checks "
-    "data.folders data.hashes data.idx data.prepared data.records data.resize "
-    "data.builders.archives data.builders.records models.projector models.resnet "
-    "evaluators.checks evaluators.features evaluators.baselines report.run",
-    "mmd augment models config_checks data.decode data.photos data.sources "
-    "data.subsets evaluators.knn evaluators.linear report.curves report.verdict",
-    "data.tfds_source config_keys",
-    "data.opening data.bad_pictures data.builders.base data.builders.registered "
-    "data.checking",
-    "data.builders.binary data.builders.fashion data.builders.imagenet "
-    "data.builders.patches",
-    "losses config weights train_state data.crops data.images data.builders "
-    "data.fashion_mini.make evaluators evaluators.pictures report.accuracy",
-    "rundir step image_set data.loader report",
-    "evaluation run_log",
+    "commands config_ranges data data.jpeg data.progress device_checks errors jobs "
+    "kernels metrics models.layers models.norm optim report.page settings",
+    "checkpoint commands.parsing data.builders.archives data.builders.records "
+    "data.folders data.hashes data.idx data.pipeline data.prepared data.records "
+    "data.resize data.subset_setting data.views eval_settings evaluators.baselines "
+    "evaluators.checks evaluators.features interrupts locks mesh models.projector "
+    "models.resnet report.run resample weights.stored",
+    "augment data.builders.base data.builders.registered data.decode "
+    "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
+    "evaluators.knn evaluators.linear mmd models report.curves report.verdict "
+    "weights.archives weights.pickled weights.safetensors_files",
+    "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
+    "data.builders.imagenet data.builders.patches data.tfds_source evaluators "
+    "evaluators.pictures losses report.accuracy train_state weights.names "
+    "weights.torch_files",
+    "config_keys data.builders data.checking data.crops data.images data.opening "
+    "report step weights.files",
+    "commands.reports config data.loader image_set weights",
+    "commands.configuration rundir subject",
+    "evaluation jobs.parts jobs.results run_log",
     "loop",
-    "pretrain",
-    "commands commands.parsing",
-    "commands.configuration commands.data commands.reports commands.training",
+    "jobs.supervised pretrain",
+    "commands.data commands.training jobs.finetune jobs.linear",
     "__main__",
     PACKAGE,
 ]

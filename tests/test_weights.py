@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from conftest import REFERENCE
 from filled import random_variables
 from safetensors.numpy import load_file, save_file
@@ -142,7 +143,7 @@ def test_the_digest_is_the_files_and_other_readers_open_it(stored):
 
 def test_a_file_keeps_all_that_is_said_about_it(stored):
     path = stored[0]
-    with weights.safetensors.safe_open(str(path), framework="np") as file:
+    with safetensors.safe_open(str(path), framework="np") as file:
         assert json.loads(file.metadata()["sfrik_jax"]) == ABOUT
 
 
@@ -204,7 +205,6 @@ def test_a_value_that_is_not_finite_is_found_and_its_tensor_named(tmp_path, valu
 @pytest.mark.parametrize(
     "metadata",
     [
-        None,
         {"sfrik_jax": "{"},
         {"sfrik_jax": "[]"},
         {"sfrik_jax": json.dumps({**ABOUT, "arch": "resnet19"})},
@@ -214,7 +214,7 @@ def test_a_value_that_is_not_finite_is_found_and_its_tensor_named(tmp_path, valu
         ),
     ],
 )
-def test_a_file_of_another_maker_is_refused(tmp_path, metadata):
+def test_a_file_whose_description_is_damaged_is_refused(tmp_path, metadata):
     path = tmp_path / "backbone.safetensors"
     save_file(weights.to_torch(variables_of(), "resnet18"), path, metadata=metadata)
     with pytest.raises(CorruptInputError, match=r"backbone\.safetensors"):
