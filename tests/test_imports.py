@@ -21,9 +21,10 @@ LEVELS = [
     "mesh locks data.views resample interrupts checkpoint config_checks device_checks "
     "data.folders data.hashes data.idx data.prepared data.records data.resize "
     "data.builders.archives data.builders.records models.projector models.resnet "
-    "evaluators.checks evaluators.features evaluators.baselines report.run",
+    "evaluators.checks evaluators.features evaluators.baselines evaluators.heads "
+    "report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
-    "evaluators.knn evaluators.linear report.curves report.verdict",
+    "evaluators.knn evaluators.linear evaluators.scores report.curves report.verdict",
     "data.tfds_source",
     "data.opening data.bad_pictures data.builders.base data.builders.registered "
     "data.checking",
@@ -55,7 +56,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config rundir run_log evaluation pretrain",
-    "optax": "optim step train_state evaluators.linear",
+    "optax": "optim step train_state evaluators.heads",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
     "rich": "data.progress metrics",
