@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sfrik_jax.errors import NonFiniteError
 from sfrik_jax.evaluators import heads
 from sfrik_jax.evaluators.heads import Heads
 
@@ -90,8 +91,9 @@ def test_equal_logits_go_to_the_lower_class():
 def test_rows_of_no_weight_change_nothing(batch, some_heads):
     x, labels = batch
     weights = (np.arange(B) < 20).astype(np.float32)
-    want = jax.value_and_grad(heads.loss)(some_heads, x[:20], labels[:20])
-    got = jax.value_and_grad(heads.loss)(some_heads, x, labels, weights)
+    value_and_grad = jax.jit(jax.value_and_grad(heads.loss))
+    want = value_and_grad(some_heads, x[:20], labels[:20])
+    got = value_and_grad(some_heads, x, labels, weights)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, got, want)
 
@@ -120,3 +122,9 @@ def test_the_rate_falls_as_a_cosine_over_the_epochs():
     got = [float(heads.cosine(epoch, 4)) for epoch in range(4)]
     half = np.sqrt(0.5)
     np.testing.assert_allclose(got, [1, (1 + half) / 2, 0.5, (1 - half) / 2], rtol=1e-6)
+
+
+def test_the_lowest_finite_loss_is_the_best():
+    assert heads.best([np.nan, 0.7, -np.inf, 0.5, np.inf]) == 3
+    with pytest.raises(NonFiniteError, match="all 2 linear heads diverged"):
+        heads.best([np.nan, np.inf])

@@ -24,10 +24,11 @@ LEVELS = [
     "evaluators.checks evaluators.features evaluators.baselines evaluators.heads "
     "report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
-    "evaluators.knn evaluators.linear evaluators.scores report.curves report.verdict",
-    "data.tfds_source",
+    "evaluators.knn evaluators.linear evaluators.scores evaluators.descent "
+    "report.curves report.verdict",
+    "data.tfds_source evaluators.choosing",
     "data.opening data.bad_pictures data.builders.base data.builders.registered "
-    "data.checking",
+    "data.checking evaluators.logreg",
     "data.builders.binary data.builders.fashion data.builders.imagenet "
     "data.builders.patches",
     "losses config weights train_state data.crops data.images data.builders "
@@ -56,7 +57,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config rundir run_log evaluation pretrain",
-    "optax": "optim step train_state evaluators.heads",
+    "optax": "optim step train_state evaluators.heads evaluators.descent",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
     "rich": "data.progress metrics",

@@ -5,11 +5,15 @@ and see the same batches, and none changes another's result. All functions are p
 work in float32 under `jax.jit`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from sfrik_jax.errors import NonFiniteError
 
 MOMENTUM = 0.9
 
@@ -102,3 +106,20 @@ def cosine(epoch: jax.Array | int, epochs: int) -> jax.Array:
     0.5 (1 + cos(pi epoch / epochs))
     """
     return 0.5 * (1 + jnp.cos(jnp.pi * epoch / epochs))
+
+
+def best(losses: Sequence[float] | np.ndarray) -> int:
+    """The head of lowest cross-entropy on validation; one that diverged is passed over.
+
+    Accuracy is the noisier judge: on 500 held-out images it took learning rates up to
+    1.5 points worse on the test split, cross-entropy 0.8.
+
+    Raises: NonFiniteError when every head has diverged.
+    """
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    if not np.isfinite(finite).any():
+        raise NonFiniteError(
+            f"all {len(finite)} linear heads diverged; give lower learning rates, or "
+            "features of a smaller scale"
+        )
+    return int(np.argmin(finite))

@@ -46,8 +46,7 @@ def probe(
     std is at least STD_FLOOR of that of a typical feature; d counts features that vary.
     SGD with momentum 0.9, cosine per epoch, W from a normal law of deviation 0.01,
     b = 0. The learning rate of lowest cross-entropy on a held-out tenth of the train
-    split is fitted again on the whole train split. (On 500 held-out examples accuracy
-    itself is a noisier judge: it took rates up to 1.5 points worse, cross-entropy 0.8.)
+    split is fitted again on the whole train split.
 
     Args:
       train_features, test_features: [N, d] and [M, d]; N >= 2.
@@ -55,7 +54,8 @@ def probe(
       batch_size: at most N are used; a last partial batch of an epoch is dropped.
       seed: of the split, the initial weights and the order of the examples.
     Returns: {"top1", "top5", "held_out_top1"} in percent, and {"learning_rate"}.
-    Raises: ConfigError for impossible settings, shapes, labels, non-finite features.
+    Raises: ConfigError for impossible settings, shapes, labels, non-finite features;
+      NonFiniteError when every rate diverges.
     """
     _check_settings(epochs, batch_size, learning_rates, weight_decay)
     train_labels, test_labels = checks.labelled_sets(
@@ -79,7 +79,7 @@ def probe(
         learning_rates=learning_rates,
         **settings,
     )
-    best = min(range(len(answers)), key=lambda r: answers[r]["loss"])
+    best = heads.best([answer["loss"] for answer in answers])
     [final] = _fit_and_score(
         (train_features, train_labels),
         (test_features, test_labels),
