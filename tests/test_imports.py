@@ -21,12 +21,14 @@ LEVELS = [
     "mesh locks data.views resample interrupts checkpoint config_checks device_checks "
     "data.folders data.hashes data.idx data.prepared data.records data.resize "
     "data.builders.archives data.builders.records models.projector models.resnet "
-    "evaluators.checks evaluators.features evaluators.baselines report.run",
+    "evaluators.checks evaluators.features evaluators.baselines report.run "
+    "feature_set.layout feature_set.checks",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
-    "evaluators.knn evaluators.linear report.curves report.verdict",
-    "data.tfds_source",
+    "evaluators.knn evaluators.linear report.curves report.verdict "
+    "feature_set.reader feature_set.shard_file",
+    "data.tfds_source feature_set.writer",
     "data.opening data.bad_pictures data.builders.base data.builders.registered "
-    "data.checking",
+    "data.checking feature_set",
     "data.builders.binary data.builders.fashion data.builders.imagenet "
     "data.builders.patches",
     "losses config weights train_state data.crops data.images data.builders "
