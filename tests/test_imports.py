@@ -20,19 +20,20 @@ LEVELS = [
     "checkpoint commands.parsing data.builders.archives data.builders.records "
     "data.folders data.hashes data.idx data.pipeline data.prepared data.records "
     "data.resize data.subset_setting data.views eval_settings evaluators.baselines "
-    "evaluators.checks evaluators.features evaluators.heads interrupts locks mesh "
-    "models.projector models.resnet report.run resample weights.stored",
+    "evaluators.checks evaluators.features evaluators.heads feature_set.checks "
+    "feature_set.layout interrupts locks mesh models.projector models.resnet "
+    "report.run resample weights.stored",
     "augment data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
-    "evaluators.descent evaluators.knn evaluators.linear evaluators.scores mmd "
-    "models report.curves report.verdict weights.archives weights.pickled "
-    "weights.safetensors_files",
+    "evaluators.descent evaluators.knn evaluators.linear evaluators.scores "
+    "feature_set.reader feature_set.shard_file mmd models report.curves "
+    "report.verdict weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.tfds_source evaluators "
-    "evaluators.choosing evaluators.pictures losses report.accuracy train_state "
-    "weights.names weights.torch_files",
+    "evaluators.choosing evaluators.pictures feature_set.writer losses "
+    "report.accuracy train_state weights.names weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
-    "evaluators.logreg report step weights.files",
+    "evaluators.logreg feature_set report step weights.files",
     "commands.reports config data.loader image_set weights",
     "commands.configuration rundir subject",
     "evaluation jobs.parts jobs.results run_log",
