@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sfrik_jax.commands import configuration, data, reports, training
+from sfrik_jax.commands import configuration, data, evaluation, reports, training
 from sfrik_jax.commands.parsing import RUN, Parser
 from sfrik_jax.errors import ConfigError, SfrikError
 
@@ -82,7 +82,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (training, configuration, data, reports):
+    for module in (training, evaluation, configuration, data, reports):
         module.add(groups)
     return parser
 

@@ -121,6 +121,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "gauges": {
         "job": "gauges",
         **_FEATURES,
+        "data": _FEATURES["data"] | {"test_split": ""},
         "augment": DEFAULTS["augment"],
         "gauges": {"images": 10_000, "uniformity_t": 2.0},
     },

@@ -4,23 +4,22 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sfrik_jax import augment, metrics, weights
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
+from sfrik_jax import metrics, weights
 from sfrik_jax.data.bad_pictures import FILE as BAD_PICTURES
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.opening import open_source, subset_of
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.subset_setting import probe_data
 from sfrik_jax.data.views import View
+from sfrik_jax.encoding import encoder
 from sfrik_jax.errors import ConfigError, MissingInputError
 from sfrik_jax.evaluators import (
     Settings,
@@ -105,12 +104,7 @@ class Evaluation:
         # As JSON gives it back, so that a stored one can be compared.
         protocol = {k: v for k, v in config.eval.items() if k != "every_epochs"}
         self.protocol = json.loads(json.dumps(protocol))
-        normalize = partial(
-            augment.normalize, dtype=backbone.dtype, mean=view.mean, std=view.std
-        )
-        self._encode = jax.jit(
-            lambda variables, images: backbone.apply(variables, normalize(images))
-        )
+        self._backbone = backbone
 
     def run(self, state: TrainState) -> Results:
         """Accuracies in % by protocol name; nothing where the data has no labels."""
@@ -198,12 +192,8 @@ class Evaluation:
         )
 
     def _extract(self, variables: Any, batches: Iterator[np.ndarray]) -> np.ndarray:
-        sharding = mesh_lib.batch_sharding(self._mesh)
         parts = self._mesh.shape[mesh_lib.DATA]
-
-        def encode(images: np.ndarray) -> jax.Array:
-            return self._encode(variables, jax.device_put(images, sharding))
-
+        encode = encoder(self._backbone, variables, self._mesh, **self._normalization)
         return features.extract(
             encode, batches, batch_size=-(-BATCH_SIZE // parts) * parts
         )

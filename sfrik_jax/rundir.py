@@ -92,13 +92,32 @@ class RunDirectory:
                 f"now {fingerprint[:12]}); restore it, or use another --workdir"
             )
 
-    def start(self, fingerprint: str, subset: Mapping[str, Any] | None) -> None:
+    def agree_on_weights(self, sha256: str) -> None:
+        """Compares the hash of the evaluated weights with the noted one.
+
+        Raises:
+          MismatchError: the job was started with other weights.
+        """
+        noted = self.read_json("run.json").get("weights", {}).get("sha256", sha256)
+        if noted != sha256:
+            raise MismatchError(
+                f"{self.path} was started with other weights ({noted[:12]}, now "
+                f"{sha256[:12]}); name the checkpoint, or give another --name"
+            )
+
+    def start(
+        self,
+        fingerprint: str,
+        subset: Mapping[str, Any] | None,
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
         """Stores configuration, session and data: from here on there is work.
 
         Not before: a start that failed, or found nothing to do, leaves no trace.
 
         Args:
           subset: name, size and digest of the part that is trained on, if it is one.
+          weights: what is evaluated, for a job of evaluation.
         """
         write_whole(self.path / "config.json", configs.to_json(self._config) + "\n")
         about = self.read_json("run.json")
@@ -106,6 +125,8 @@ class RunDirectory:
         about |= {"sessions": sessions, "data_fingerprint": fingerprint}
         if subset is not None:
             about["data_subset"] = dict(subset)
+        if weights is not None:
+            about["weights"] = dict(weights)
         self.write_json("run.json", about)
 
     def _agree(self) -> None:

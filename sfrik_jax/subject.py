@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
@@ -16,7 +17,9 @@ from sfrik_jax import mesh as mesh_lib
 from sfrik_jax import models, optim, train_state, weights
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data import views as view_recipes
+from sfrik_jax.encoding import encoder
 from sfrik_jax.errors import MissingInputError
+from sfrik_jax.evaluators.features import Encode
 from sfrik_jax.models.resnet import ResNet
 from sfrik_jax.train_state import TrainState
 
@@ -43,6 +46,16 @@ class Subject(NamedTuple):
     run: Path | None = None
     config: ConfigDict | None = None
     state: TrainState | None = None
+
+    def encoder(self, mesh: Mesh, variables: Any = None) -> Encode:
+        """Features of uint8 pictures, with its own weights or what became of them."""
+        return encoder(
+            self.backbone,
+            self.variables if variables is None else variables,
+            mesh,
+            mean=self.preprocessing["mean"],
+            std=self.preprocessing["std"],
+        )
 
 
 def open_subject(path: str | Path, dtype: str = "float32") -> Subject:

@@ -87,9 +87,11 @@ def make_optimizer(bench: Bench) -> optax.GradientTransformation:
 
     def part(rate: float) -> optax.GradientTransformation:
         return optim.sgd(
-            lambda step: rate
-            * supervised.cosine_of(
-                step, epochs=settings.epochs, steps_per_epoch=bench.steps_per_epoch
+            lambda step: (
+                rate
+                * supervised.cosine_of(
+                    step, epochs=settings.epochs, steps_per_epoch=bench.steps_per_epoch
+                )
             ),
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,

@@ -1,14 +1,16 @@
 """The pictures of a job: the parts to learn from, to choose on and to test on."""
 
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sfrik_jax.data import opening
 from sfrik_jax.data.bad_pictures import BadPictures
+from sfrik_jax.data.images import named_batches
 from sfrik_jax.data.sources import Source
 from sfrik_jax.errors import ConfigError, CorruptInputError
-from sfrik_jax.image_set import ImageSet
 from sfrik_jax.subject import Subject
 
 NAMES = ("train", "val", "test")
@@ -91,16 +93,24 @@ def classes(parts: dict[str, Source]) -> int:
     return count
 
 
-def image_set(
-    source: Source, config: ConfigDict, size: Sizes, bad: BadPictures | None = None
-) -> ImageSet:
-    """A part as it is evaluated: resized and cut, in order."""
-    return ImageSet(
+def pictures(
+    source: Source,
+    config: ConfigDict,
+    size: Sizes,
+    batch_size: int,
+    *,
+    rows: range | None = None,
+    bad: BadPictures | None = None,
+) -> Generator[tuple[np.ndarray, np.ndarray | None, list[str]]]:
+    """A part as it is evaluated: resized and cut, in order; see `named_batches`."""
+    return named_batches(
         source,
         image_size=size.image_size,
         resize=size.resize,
+        batch_size=batch_size,
         workers=config.data.workers,
         method=config.data.method,
+        rows=rows,
         bad=bad,
     )
 

@@ -4,9 +4,9 @@ Both train on random crops by the loop of pretraining, and so go on where they w
 stopped. Settings are chosen on the part "val"; the part "test" is looked at once.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sfrik_jax import augment, loop
+from sfrik_jax import augment, loop, metrics
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
@@ -26,14 +26,16 @@ from sfrik_jax.data.views import View
 from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.evaluators import heads as linear_heads
 from sfrik_jax.evaluators import scores
-from sfrik_jax.evaluators.features import Encode, stream
+from sfrik_jax.evaluators.features import Encode, pairs
 from sfrik_jax.evaluators.heads import Heads
-from sfrik_jax.image_set import BATCH_SIZE, ImageSet
+from sfrik_jax.image_set import BATCH_SIZE
 from sfrik_jax.interrupts import Stop
 from sfrik_jax.jobs import parts as parts_of
 from sfrik_jax.jobs import results
 from sfrik_jax.rundir import RunDirectory
 from sfrik_jax.subject import Subject, open_subject
+
+Pictures = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 class Bench(NamedTuple):
@@ -55,9 +57,13 @@ class Bench(NamedTuple):
     labels: jax.Array
     steps_per_epoch: int
 
-    def images(self, part: str) -> ImageSet:
-        """A part as it is evaluated."""
-        return parts_of.image_set(self.parts[part], self.config, self.size)
+    def pictures(self, part: str, batch_size: int) -> Pictures:
+        """A part as it is evaluated, without the names."""
+        named = parts_of.pictures(self.parts[part], self.config, self.size, batch_size)
+        with contextlib.closing(named):
+            for images, labels, _ in named:
+                assert labels is not None  # looked at when the part was opened
+                yield images, labels
 
     def crops(self, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
         """Normalised crops [B, S, S, 3] of a batch, and their labels [B]; traceable."""
@@ -71,9 +77,7 @@ class Bench(NamedTuple):
 
     def encoder(self, variables: Any) -> Encode:
         """Features of uint8 pictures with the backbone in eval mode."""
-        sharding = mesh_lib.batch_sharding(self.mesh)
-        apply = _apply(self.subject.backbone, self.view)
-        return lambda images: apply(variables, jax.device_put(images, sharding))
+        return self.subject.encoder(self.mesh, variables)
 
 
 def open_bench(config: ConfigDict) -> Bench:
@@ -138,18 +142,6 @@ def _labels(train: Source) -> np.ndarray:
     return labels
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _features(backbone, view, variables, images):
-    pixels = augment.normalize(
-        images, dtype=backbone.dtype, mean=view.mean, std=view.std
-    )
-    return backbone.apply(variables, pixels)
-
-
-def _apply(backbone, view) -> Callable[[Any, Any], jax.Array]:
-    return partial(_features, backbone, view)
-
-
 class Scored(NamedTuple):
     """How R heads did on a part: the counts of each, and their cross-entropy [R]."""
 
@@ -166,16 +158,9 @@ Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 def encoded(bench: Bench, part: str, encode: Encode) -> Blocks:
     """Features [b, d] and labels [b] of a part, block by block, in order."""
-    images = bench.images(part)
-    images.check_labels(least_classes=1)
     devices = bench.mesh.shape[mesh_lib.DATA]
-    done = 0
-    for block in stream(
-        encode, images.batches(), batch_size=-(-BATCH_SIZE // devices) * devices
-    ):
-        labels = images.seen_labels[done : done + len(block)]
-        done += len(block)
-        yield block, labels
+    size = -(-BATCH_SIZE // devices) * devices
+    yield from pairs(encode, bench.pictures(part, size), size)
 
 
 def score(heads: Heads, blocks: Blocks, num_classes: int) -> Scored:
@@ -313,7 +298,7 @@ def _train(
             plan, state, bench.loader, run_dir, checkpoints, stop
         )
     stop.check("after its last step, saved")
-    rows = [row.get("val/top1") for row in run_dir.metrics()]
+    rows = [row.get("val/top1") for row in metrics.read_rows(run_dir.path)]
     return state, seconds, max((r for r in rows if r is not None), default=None)
 
 
@@ -386,8 +371,6 @@ def _protocol(bench: Bench) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def cosine_of(
-    step: jax.Array, *, epochs: int, steps_per_epoch: int
-) -> jax.Array:
+def cosine_of(step: jax.Array, *, epochs: int, steps_per_epoch: int) -> jax.Array:
     """The factor of the rates in the epoch of a step (0-based)."""
     return linear_heads.cosine(jnp.floor_divide(step, steps_per_epoch), epochs)

@@ -1,0 +1,25 @@
+"""Which module does a job, and how its figures are shown."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sfrik_jax.jobs import finetune, gauges, linear, results, stored
+
+JOBS = {
+    "linear": linear.linear,
+    "finetune": finetune.finetune,
+    "features": stored.run,
+    "knn": stored.run,
+    "logreg": stored.run,
+    "voc_svm": stored.run,
+    "gauges": gauges.run,
+}
+
+
+def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
+    """Runs the job of a configuration, shows its figures, and returns the record."""
+    record = JOBS[config.job](config, workdir, name)
+    results.show(record, results.path_of(workdir, name))
+    return record
