@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sfrik_jax.errors import ConfigError
-from sfrik_jax.evaluators import knn
+from sfrik_jax.evaluators import checks, knn
+from sfrik_jax.mesh import make_mesh
 
 SETTINGS: dict[str, Any] = {"k": 3, "temperature": 0.07, "num_classes": 3}
 
@@ -55,12 +56,91 @@ def test_votes_agree_with_their_definition(sets):
     assert got["top5"] == 100.0  # three classes, all of them named
 
 
-def test_chunks_change_nothing(sets, monkeypatch):
+class OnDisk:
+    """Features that can only be sliced, and that remember the longest slice."""
+
+    def __init__(self, array):
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.longest = 0
+
+    def __len__(self):
+        return len(self._array)
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        found = self._array[rows]
+        self.longest = max(self.longest, len(found))
+        return found
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Chunks so small that little sets take several, and several groups of queries."""
+    monkeypatch.setattr(knn, "QUERY_ROWS", 4)
+    monkeypatch.setattr(knn, "TRAIN_ROWS", 64)
+    monkeypatch.setattr(knn, "QUERY_BYTES", 4 * 600)
+    monkeypatch.setattr(checks, "CHUNK_BYTES", 4 * 100)
+
+
+def signs(rows, seed):
+    """Rows of ±1 in 16 dimensions: their cosines are multiples of 1/8, without error.
+
+    So there are 17 cosines at most, and each has many columns that tie.
+    """
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (rows, 16)).astype("f4")
+
+
+@pytest.mark.parametrize("k", [1, 7, 40, 150])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_ties_go_to_the_lower_index_through_blocks_and_chunks(small, k, dtype):
+    train, test = signs(150, 0).astype(dtype), signs(11, 1).astype(dtype)
+    exact = test.astype(np.float64) @ train.T / 16
+    order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
+    stored = OnDisk(train)
+    cosines, indices = knn.nearest(stored, OnDisk(test), k=k)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(cosines, np.take_along_axis(exact, order, axis=1))
+    assert cosines.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    assert indices.dtype == np.int32
+    assert stored.longest <= 64
+
+
+def test_chunks_change_nothing(sets, request):
     whole = knn.nearest(sets[0], sets[2], k=5)
-    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", 4 * len(sets[0]))
+    request.getfixturevalue("small")
     parts = knn.nearest(sets[0], sets[2], k=5)
     np.testing.assert_array_equal(parts[1], whole[1])
     np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_devices_change_nothing(small, devices):
+    rng = np.random.default_rng(3)
+    train = rng.standard_normal((150, 16)).astype(np.float32)
+    test = rng.standard_normal((50, 16)).astype(np.float32)
+    cosines, indices = knn.nearest(train, test, k=7)
+    found = knn.nearest(train, test, k=7, mesh=make_mesh(devices, 8 // devices))
+    np.testing.assert_array_equal(found[1], indices)
+    np.testing.assert_array_equal(found[0], cosines)
+
+
+def test_several_k_share_a_search_and_answer_as_each_alone(sets, monkeypatch):
+    settings = {"temperature": 0.2, "num_classes": 3}
+    alone = {k: knn.classify(*sets, k=k, **settings) for k in (9, 2, 5)}
+    searches = []
+    search = knn._search
+    monkeypatch.setattr(
+        knn, "_search", lambda *a, **s: searches.append(s["k"]) or search(*a, **s)
+    )
+    assert knn.classify(*sets, k=(9, 2, 5), **settings) == alone
+    assert knn.classify(*sets, k=[2], **settings) == {2: alone[2]}
+    assert searches == [9, 2]
+
+
+def test_votes_are_counted_in_parts(sets, monkeypatch):
+    want = knn.classify(*sets, **SETTINGS)
+    monkeypatch.setattr(knn, "VOTE_ROWS", 4)
+    assert knn.classify(*sets, **SETTINGS) == want
 
 
 def test_equal_votes_go_to_the_lower_class():
@@ -118,6 +198,13 @@ def test_arrays_on_the_device_are_taken_too(sets):
     assert got == knn.classify(*sets, **SETTINGS)
 
 
+def test_finiteness_is_checked_in_parts(small):
+    rows = np.ones((150, 16), np.float32)
+    rows[[60, 149], 3] = np.nan
+    with pytest.raises(ConfigError, match="2 of 150 rows, the first is row 60"):
+        checks.features("stored", OnDisk(rows))
+
+
 def replaced(sets, position, value):
     return tuple(value if i == position else s for i, s in enumerate(sets))
 
@@ -127,6 +214,8 @@ def replaced(sets, position, value):
     [
         (None, {"k": 31}, "k=31 neighbours of 30"),
         (None, {"k": 0}, "k=0"),
+        (None, {"k": (3, 31)}, "k=31 neighbours of 30"),
+        (None, {"k": ()}, "give one or more"),
         (None, {"temperature": 0.0}, "temperature=0.0"),
         (None, {"num_classes": 2}, "num_classes=2"),
         ((1, np.zeros(29, int)), {}, "train_labels has shape"),

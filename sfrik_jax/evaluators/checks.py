@@ -1,12 +1,16 @@
 """Checks of features and labels that every evaluator makes before it computes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from sfrik_jax.errors import ConfigError
 
-Array = Any  # a NumPy or a JAX array
+# A NumPy or a JAX array. Features may be anything with `shape`, `dtype`, `len` and
+# slices x[a:b] that are arrays, as a np.memmap.
+Array = Any
+CHUNK_BYTES = 1 << 26  # of features that are looked at in one go
 
 
 def labelled_sets(
@@ -54,12 +58,29 @@ def features(name: str, values: Array) -> None:
         raise ConfigError(
             f"{name} has shape {shape}; features are [N, d] and not empty"
         )
-    bad = np.flatnonzero(~np.isfinite(np.asarray(values)).all(axis=1))
-    if len(bad):
+    bad = 0
+    first = None
+    for start, rows in chunks(values):
+        found = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(found) and first is None:
+            first = start + found[0]
+        bad += len(found)
+    if bad:
         raise ConfigError(
-            f"{name} holds NaN or infinity in {len(bad)} of {shape[0]} rows, "
-            f"the first is row {bad[0]}; the encoder that made them has diverged"
+            f"{name} holds NaN or infinity in {bad} of {shape[0]} rows, "
+            f"the first is row {first}; the encoder that made them has diverged"
         )
+
+
+def chunks(values: Array) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (first row, rows [n, d]) by slices of at most CHUNK_BYTES, or of one row.
+
+    A set in a file of any length is read this way and never held.
+    """
+    row_bytes = np.dtype(values.dtype).itemsize * values.shape[1]
+    step = max(1, CHUNK_BYTES // row_bytes)
+    for start in range(0, len(values), step):
+        yield start, np.asarray(values[start : start + step])
 
 
 def labels(name: str, values: Array, *, rows: int, num_classes: int) -> np.ndarray:
