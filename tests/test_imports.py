@@ -29,17 +29,20 @@ LEVELS = [
     "feature_set.reader feature_set.shard_file mmd models report.curves "
     "report.verdict weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
-    "data.builders.imagenet data.builders.patches data.tfds_source evaluators "
-    "evaluators.choosing evaluators.pictures feature_set.writer losses "
+    "data.builders.imagenet data.builders.patches data.tfds_source encoding "
+    "evaluators evaluators.choosing evaluators.pictures feature_set.writer losses "
     "report.accuracy train_state weights.names weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
     "evaluators.logreg feature_set report step weights.files",
     "commands.reports config data.loader image_set weights",
     "commands.configuration rundir subject",
     "evaluation jobs.parts jobs.results run_log",
-    "loop",
-    "jobs.supervised pretrain",
+    "jobs.features loop",
+    "jobs.gauges jobs.stored jobs.supervised pretrain",
     "commands.data commands.training jobs.finetune jobs.linear",
+    "jobs.runner",
+    "jobs.follow",
+    "commands.evaluation",
     "__main__",
     PACKAGE,
 ]
