@@ -25,7 +25,7 @@ LEVELS = [
     "report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
     "evaluators.knn evaluators.linear evaluators.scores evaluators.descent "
-    "report.curves report.verdict",
+    "evaluators.voc_svm report.curves report.verdict",
     "data.tfds_source evaluators.choosing",
     "data.opening data.bad_pictures data.builders.base data.builders.registered "
     "data.checking evaluators.logreg",
@@ -63,6 +63,7 @@ DOORS = {
     "rich": "data.progress metrics",
     "safetensors": "weights",
     "simplejpeg": "data",
+    "sklearn": "evaluators.voc_svm",
     "tensorboardX": "metrics",
     "tensorflow_datasets": "data",
 }
