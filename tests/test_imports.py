@@ -26,8 +26,9 @@ LEVELS = [
     "augment data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
     "evaluators.descent evaluators.knn evaluators.linear evaluators.scores "
-    "feature_set.reader feature_set.shard_file mmd models report.curves "
-    "report.verdict weights.archives weights.pickled weights.safetensors_files",
+    "evaluators.voc_svm feature_set.reader feature_set.shard_file mmd models "
+    "report.curves report.verdict weights.archives weights.pickled "
+    "weights.safetensors_files",
     "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.tfds_source encoding "
     "evaluators evaluators.choosing evaluators.pictures feature_set.writer losses "
