@@ -113,9 +113,9 @@ JOBS: dict[str, dict[str, Any]] = {
         **_FEATURES,
         "svm": {
             "costs": (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
-            "folds": 3,
-            "low_shot": (1, 2, 4, 8, 16, 32, 64, 96),  # images of each class
+            "low_shot": (1, 2, 4, 8, 16, 32, 64, 96),  # images of each class; () = none
             "low_shot_samples": 5,
+            "low_shot_cost": 1.0,  # too few images to choose one
         },
     },
     "gauges": {

@@ -69,6 +69,7 @@ DOORS = {
     "PIL": "data evaluators.pictures",
     "rich": "data.progress metrics",
     "safetensors": "weights",
+    "sklearn": "evaluators.voc_svm",
     "simplejpeg": "data",
     "tensorboardX": "metrics",
     "tensorflow_datasets": "data",

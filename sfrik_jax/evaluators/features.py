@@ -1,12 +1,15 @@
 """Features of a whole set of images, from an encoder that takes one batch."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from sfrik_jax.errors import ConfigError, NonFiniteError
 
+T = TypeVar("T")
 # uint8 [b, S, S, 3] -> float [b, d]; jitted, in eval mode, with normalisation inside.
 Encode = Callable[[np.ndarray], jax.Array]
 
@@ -47,6 +50,25 @@ def extract(
             f"images, the first is image {bad.argmax()}; its weights have diverged"
         )
     return features
+
+
+def pairs(
+    encode: Encode, pieces: Iterable[tuple[np.ndarray, T]], batch_size: int
+) -> Iterator[tuple[np.ndarray, T]]:
+    """`stream` of images that come with something else, such as their labels.
+
+    Args: pieces: images uint8 [n, S, S, 3], n <= batch_size, and what goes with them.
+    Yields: features float32 [n, d] of each piece, and what came with it.
+    """
+    waiting: deque[T] = deque()
+
+    def images() -> Iterator[np.ndarray]:
+        for each, other in pieces:
+            waiting.append(other)
+            yield each
+
+    for features in stream(encode, images(), batch_size=batch_size):
+        yield features, waiting.popleft()
 
 
 def _pieces(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -1,7 +1,9 @@
 """Jobs on stored features: kNN, logistic regression, and the SVMs of VOC07."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,8 +155,80 @@ def compute_logreg(job: Opened, sets: Sets) -> Answer:
 
 
 def _answer_of(found: Result, job: Opened) -> Answer:
-    raise NotImplementedError
+    figures: dict[str, Any] = {}
+    details: dict[str, Any] = {"compared": found.rows}
+    chosen = found.rows[found.chosen]
+    details["chosen"] = chosen
+    if "val_top1" in chosen:
+        figures["logreg/val_top1"] = chosen["val_top1"]
+    if found.counts is not None:
+        figures |= {f"logreg/{k}": v for k, v in scores.figures(found.counts).items()}
+        details |= class_details(found.counts, job.parts["train"].class_names)
+    return Answer(figures, details)
 
 
 def compute_voc_svm(job: Opened, sets: Sets) -> Answer:
-    raise NotImplementedError
+    """A machine for each class, and of few images of each."""
+    settings = job.config.svm
+    test = sets["test"]
+    given = (sets["train"], sets["train"].labels, test, test.labels)
+    say = partial(print, file=sys.stderr, flush=True)
+    whole = voc_svm.evaluate(
+        *given, costs=tuple(settings.costs), seed=job.config.seed, say=say
+    )
+    names = job.parts["train"].class_names or list(map(str, range(len(whole["classes"]))))
+    figures = {f"voc_svm/{key}": whole[key] for key in ("map_voc07", "map_area")}
+    details = {
+        "per_class": dict(zip(names, whole["classes"], strict=True)),
+    }
+    if settings.low_shot:
+        details["low_shot"] = voc_svm.low_shot(
+            *given,
+            shots=tuple(settings.low_shot),
+            samples=settings.low_shot_samples,
+            cost=settings.low_shot_cost,
+            seed=job.config.seed,
+            say=say,
+        )
+        figures |= {
+            f"voc_svm/map_voc07_{row['shots']}_shots": row["map_voc07"]
+            for row in details["low_shot"]
+        }
+    return Answer(figures, details)
+
+
+def _any_labels(job: Opened) -> None:
+    """Features are made of pictures without labels too."""
+
+
+def _one_label(job: Opened) -> None:
+    """Every part has labels, one of the same classes for each picture."""
+    parts_of.classes(job.parts)
+    several = [name for name, part in job.parts.items() if part.multi_label]
+    if several:
+        raise ConfigError(
+            f"the part {several[0]} has several classes in a picture; the command "
+            "voc-svm is for such sets"
+        )
+
+
+def _several_labels(job: Opened) -> None:
+    """The parts to train and to test on have any number of classes in a picture."""
+    parts_of.classes(job.parts)
+    one = [name for name, part in job.parts.items() if not part.multi_label]
+    if one:
+        raise ConfigError(
+            f"the part {one[0]} has one class a picture; voc-svm needs a set with "
+            "several, such as voc/2007"
+        )
+    if "test" not in job.parts:
+        raise ConfigError("data.test_split=''; voc-svm needs one: costs are chosen by "
+                          "cross-validation on the train split")
+
+
+COMPUTE: dict[str, tuple[Compute, Callable[[Opened], None]]] = {
+    "features": (compute_features, _any_labels),
+    "knn": (compute_knn, _one_label),
+    "logreg": (compute_logreg, _one_label),
+    "voc_svm": (compute_voc_svm, _several_labels),
+}

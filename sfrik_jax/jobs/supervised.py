@@ -317,7 +317,7 @@ def _finish(
                 recipe.settings, val.top1(), val.loss, strict=True
             )
         ]
-        chosen = best_head(val)
+        chosen = linear_heads.best(val.top1(), val.loss, len(bench.parts["val"]))
         details = {"compared": table, "chosen": table[chosen]}
         figures |= _named(f"{recipe.name}/val_", val.counts[chosen])
         if best is not None:
@@ -330,12 +330,6 @@ def _finish(
         figures |= _named(f"{recipe.name}/", counts)
         details |= class_details(counts, bench.parts["test"].class_names)
     return figures, details
-
-
-def best_head(val: Scored) -> int:
-    """The head of best top-1, of equal ones that of lowest cross-entropy."""
-    losses = np.nan_to_num(val.loss, nan=np.inf)
-    return min(range(len(losses)), key=lambda r: (-val.top1()[r], losses[r]))
 
 
 def class_details(
