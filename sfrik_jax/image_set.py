@@ -41,7 +41,12 @@ class ImageSet:
         self.left_out = 0  # pictures, known after a pass over all of them
         self._bad = bad
         # The first picture tells; reading all labels of a large set reads its pictures.
-        self.labelled = source.num_classes is not None and self._first_is_labelled()
+        # Multi-label sets count as unlabelled: kNN and probe take one label a picture.
+        self.labelled = (
+            source.num_classes is not None
+            and not source.multi_label
+            and self._first_is_labelled()
+        )
         self._labels: np.ndarray | None = None
         self._decode = partial(
             eval_batches,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stand_in_voc
 
 from sfrik_jax import augment, evaluation, image_set, pretrain
 from sfrik_jax import config as configs
@@ -81,3 +82,26 @@ def test_every_test_picture_counts_once_on_any_number_of_devices(
     )
     # The last bits of its features may turn one picture.
     assert results["knn5_top1"] == pytest.approx(votes["top1"], abs=100.1 / TEST)
+
+
+def test_a_set_of_several_labels_is_not_evaluated(tmp_path, settings, caplog):
+    stand_in_voc.prepare(tmp_path)
+    changed = [
+        "data.name=voc/2007",
+        "data.train_split=train",
+        "eval.test_split=test",
+        "mesh.data=1",
+    ]
+    job = pretrain.build(
+        configs.load(
+            QUICKSTART,
+            [*settings, *changed, f"data.path={tmp_path}", "data.batch_size=6"],
+        )
+    )
+    with caplog.at_level("WARNING", logger="sfrik"):
+        made = evaluation.Evaluation(
+            job.config, job.mesh, job.model.backbone, job.views[0], job.source
+        )
+    assert not made.labelled and made.run(job.random_state()) == {}
+    (warning,) = caplog.messages
+    assert "no labelled train and test split" in warning

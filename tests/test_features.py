@@ -46,6 +46,26 @@ def test_bfloat16_features_come_back_as_float32(images):
     assert features.extract(encode, images).dtype == np.float32
 
 
+def test_features_stream_one_batch_behind_the_pictures(images):
+    given = []
+
+    def batches():
+        for start in range(0, 10, 4):
+            given.append(start)
+            yield images[start : start + 4]
+
+    got = features.stream(mean_colours, batches(), batch_size=4)
+    assert not given
+    first = next(got)
+    assert given == [0, 4]
+    rest = list(got)
+    assert [len(part) for part in (first, *rest)] == [4, 4, 2]
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(
+        np.concatenate([first, *rest]), features.extract(mean_colours, images)
+    )
+
+
 def test_a_diverged_encoder_is_reported(images):
     def encode(batch):
         return jnp.where(batch[:, 0, 0] == images[6, 0, 0], jnp.nan, 1.0)

@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stand_in_voc
+from stand_ins import encoded
 
 from sfrik_jax.data import decode, images, photos, sources
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.data.tfds_source import TfdsSource
 from sfrik_jax.data.views import View
 from sfrik_jax.errors import CorruptInputError
 from sfrik_jax.image_set import ImageSet
@@ -57,6 +60,50 @@ def test_a_label_that_is_none_is_found_by_the_pass_over_the_pictures(wrong):
     assert split.labelled
     with pytest.raises(CorruptInputError, match="label"):
         _ = split.labels
+
+
+def stacked(parts):
+    return np.concatenate([part for part in parts if part is not None])
+
+
+def test_rows_are_named_also_where_pictures_are_left_out():
+    jpegs = [encoded(i) for i in range(7)]
+    jpegs[4] = b"no picture"
+
+    class Jpegs(sources.ArraySource):
+        def read(self, i):
+            return jpegs[i]
+
+    source = Jpegs(np.zeros((7, 32, 32, 3), np.uint8), np.arange(7))
+    settings: dict[str, Any] = {"image_size": 32, "resize": 32, "batch_size": 3}
+    whole = list(
+        images.named_batches(source, **settings, bad=BadPictures(7, on_error="skip"))
+    )
+    assert [names for _, _, names in whole] == [
+        ["image 0", "image 1", "image 2"],
+        ["image 3", "image 5"],
+        ["image 6"],
+    ]
+    assert stacked(labels for _, labels, _ in whole).tolist() == [0, 1, 2, 3, 5, 6]
+    ((pixels, labels, names),) = images.named_batches(
+        source, **settings, rows=range(1, 3)
+    )
+    assert (stacked([labels]).tolist(), names) == ([1, 2], ["image 1", "image 2"])
+    np.testing.assert_array_equal(pixels, whole[0][0][1:])
+
+
+def test_several_labels_come_with_their_pictures(tmp_path):
+    stand_in_voc.prepare(tmp_path)
+    source = TfdsSource("voc/2007", str(tmp_path), "train")
+    batches = images.eval_batches(source, image_size=32, resize=32, batch_size=4)
+    labels = stacked(labels for _, labels in batches)
+    assert (labels.shape, labels.dtype) == ((6, 4), np.int8)
+    assert source.file_names is not None
+    want = [stand_in_voc.PRESENT[name[:6]] for name in source.file_names]
+    assert labels.tolist() == want
+    split = ImageSet(source, image_size=32, resize=32, workers=1)
+    assert len(np.concatenate(list(split.batches()))) == 6
+    assert not split.labelled and split.labels is None
 
 
 def test_grey_sets_stay_grey_in_memory():

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import stand_in_voc
 from PIL import Image
 
 from sfrik_jax.data import builders, decode, opening, prepared, sources, tfds_source
@@ -258,6 +259,144 @@ def prepared_info(folder, *, file_format="array_record", shards=("3", "2")):
         "splits": [{"name": "train", "shardLengths": list(shards)}],
     }
     (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+@pytest.fixture(scope="module")
+def voc_dir(tmp_path_factory):
+    """voc/2007, prepared."""
+    folder = tmp_path_factory.mktemp("voc")
+    stand_in_voc.prepare(folder)
+    return str(folder)
+
+
+def voc_name(source, i):
+    assert source.file_names is not None
+    return source.file_names[i].removesuffix(".jpg")
+
+
+def test_a_picture_may_have_several_classes(voc_dir):
+    source = tfds_source.TfdsSource("voc/2007", voc_dir, "train")
+    assert (len(source), source.multi_label, source.num_classes) == (6, True, 4)
+    assert source.class_names == list(stand_in_voc.CLASSES)
+    assert source.labels is None
+    seen = set()
+    for i in range(6):
+        name = voc_name(source, i)
+        data, present = source.multi_example(i)
+        assert data == source.read(i) == source.example(i)[0]
+        assert data == stand_in_voc.encoded(int(name))
+        assert present.dtype == np.int8
+        assert present.tolist() == stand_in_voc.PRESENT[name]
+        np.testing.assert_array_equal(source.present(i), present)
+        assert source.label(i) is None
+        seen.add(name)
+    assert seen == set(stand_in_voc.PICTURES)
+
+
+def test_parts_of_a_multi_label_set_are_multi_label(voc_dir):
+    settings = {"source": "tfds", "name": "voc/2007", "path": voc_dir}
+    whole = opening.open_source(**settings, split="train")
+    for split, subset, numbers in (
+        ("train[2:5]", "", [2, 3, 4]),
+        ("train", "fraction:0.5", None),
+    ):
+        part = opening.open_source(**settings, split=split, subset=subset)
+        count = opening.num_examples(**settings, split=split, subset=subset)
+        assert count == len(part) == 3
+        assert part.multi_label and part.class_names == whole.class_names
+        names = [voc_name(part, i) for i in range(3)]
+        if numbers is not None:
+            assert names == [voc_name(whole, i) for i in numbers]
+        for i, name in enumerate(names):
+            assert part.present(i).tolist() == stand_in_voc.PRESENT[name]
+            assert part.multi_example(i)[1].tolist() == stand_in_voc.PRESENT[name]
+    with pytest.raises(ConfigError, match="has several labels a picture; use"):
+        opening.open_source(**settings, split="train", subset="per_class:1")
+
+
+def test_a_class_out_of_range_is_told(voc_dir, monkeypatch):
+    source = tfds_source.TfdsSource("voc/2007", voc_dir, "test")
+    record = source._record(1) | {"labels": [np.int64(4)], "labels_no_difficult": []}
+    monkeypatch.setattr(source, "_record", lambda i: record)
+    with pytest.raises(CorruptInputError, match=r"test\[1\] has label 4, outside"):
+        source.present(1)
+
+
+def test_a_set_with_one_label_a_picture_has_no_vectors(data_dir):
+    array = sources.ArraySource(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2))
+    for source in (array, tfds_source.TfdsSource("fashion_mini", data_dir)):
+        assert not source.multi_label
+        with pytest.raises(ConfigError, match="one label a picture"):
+            source.present(1)
+
+
+def shared_names(a, b):
+    return len({a.name(i) for i in range(len(a))} & {b.name(i) for i in range(len(b))})
+
+
+def test_pictures_in_both_of_two_parts_are_counted(data_dir, monkeypatch):
+    def part(split, subset=""):
+        return opening.open_source(
+            source="tfds",
+            name="fashion_mini",
+            path=data_dir,
+            split=split,
+            subset=subset,
+        )
+
+    parts = [
+        part("train"),
+        part("train[:500]"),
+        part("train[400:600]"),
+        part("train[600:]"),
+        part("train", "per_class:20"),
+        part("train[300:900]", "fraction:0.5"),
+        opening.subset_of(part("train", "per_class:20"), "fraction:0.1", seed=3),
+        part("test"),
+        part("test[:300]", "fraction:0.2"),
+    ]
+    want = [[shared_names(a, b) for b in parts] for a in parts]
+    # Nothing is read or spelt out for it.
+    monkeypatch.setattr(tfds_source.TfdsSource, "_record", None)
+    monkeypatch.setattr(tfds_source.TfdsSource, "name", None)
+    assert [[opening.overlap(a, b) for b in parts] for a in parts] == want
+    assert (want[1][2], want[1][3], want[0][7]) == (100, 0, 0)
+    assert 0 < want[4][5] < 200
+
+
+def test_a_copy_of_a_prepared_set_has_the_same_pictures(data_dir, tmp_path, voc_dir):
+    shutil.copytree(os.path.join(data_dir, "fashion_mini"), tmp_path / "fashion_mini")
+    a, b = (
+        tfds_source.TfdsSource("fashion_mini", str(place), "test")
+        for place in (data_dir, tmp_path)
+    )
+    assert opening.overlap(a, b) == 1000
+    other = tfds_source.TfdsSource("voc/2007", voc_dir, "test")
+    assert opening.overlap(a, other) == 0
+
+
+def test_pictures_in_both_of_two_folders_are_counted(tmp_path):
+    for split, count in (("train", 6), ("test", 3)):
+        for number in range(count):
+            picture(tmp_path / split / f"{number}.png")
+    os.symlink(tmp_path, tmp_path / "link")
+    whole = folder_source(tmp_path)
+    for other, count in (
+        (folder_source(tmp_path, "train[4:]"), 2),
+        (folder_source(tmp_path / "link", "train[:5]"), 5),
+        (opening.subset_of(whole, "fraction:0.5", seed=0), 3),
+        (folder_source(tmp_path, "test"), 0),
+    ):
+        assert opening.overlap(whole, other) == opening.overlap(other, whole) == count
+
+
+def test_pictures_in_both_of_two_arrays_are_counted():
+    images = np.zeros((4, 5, 5, 3), np.uint8)
+    source = sources.ArraySource(images)
+    assert opening.overlap(source, sources.ArraySource(images)) == 4
+    assert opening.overlap(source, sources.ArraySource(images + 1)) == 0
+    last = opening.SubsetSource(source, np.array([3]), "list:last")
+    assert opening.overlap(source, last) == 1
 
 
 def test_the_newest_version_with_random_access_is_taken(tmp_path):

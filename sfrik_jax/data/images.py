@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from sfrik_jax.data.decode import Picture, resize_center_crop
 from sfrik_jax.data.sources import ArraySource, Source
 from sfrik_jax.errors import ConfigError
 
-Example = tuple[np.ndarray, int | None]
+# A picture, its label (of a multi-label set: the classes in it), and its name.
+Example = tuple[np.ndarray, int | np.ndarray | None, str]
 
 # Pictures that the threads decode ahead.
 _AHEAD = 256
@@ -54,41 +56,56 @@ def load_images(source: Source, bad: BadPictures, *, workers: int = 0) -> np.nda
 
 
 def eval_batches(
+    source: Source, **settings: Any
+) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
+    """The pictures and labels of `named_batches`, which see."""
+    with contextlib.closing(named_batches(source, **settings)) as batches:
+        for images, labels, _ in batches:
+            yield images, labels
+
+
+def named_batches(
     source: Source,
     *,
     image_size: int,
     resize: int,
     batch_size: int,
+    rows: range | None = None,
     workers: int = 0,
     method: str = "bilinear",
     bad: BadPictures | None = None,
-) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
-    """All pictures in order: short side to `resize`, central crop.
+) -> Generator[tuple[np.ndarray, np.ndarray | None, list[str]]]:
+    """Pictures in order: short side to `resize`, central crop.
 
     Args:
+      rows: numbers of the pictures, one after the other; all of them by default.
       bad: leaves bad pictures out, if it is there and skips.
 
     Yields:
-      uint8 [b, S, S, 3] and int32 labels [b] (None without labels); b is smaller in
-      the last batch and where pictures are left out.
+      uint8 [b, S, S, 3]; int32 labels [b], int8 [b, C] of a multi-label set as in
+      `Source.present`, or None without labels; names [b]. b is smaller in the last
+      batch and where pictures are left out.
 
     Raises:
       CorruptInputError: a picture is bad, or more are left out than may be.
     """
+    rows = range(len(source)) if rows is None else rows
+    example_of = source.multi_example if source.multi_label else source.example
 
     def load(i: int) -> Example:
-        item, label = source.example(i)
+        item, label = example_of(i)
         name = source.name(i)
-        return resize_center_crop(item, resize, image_size, method, name), label
+        return resize_center_crop(item, resize, image_size, method, name), label, name
 
-    def attempt(i: int) -> tuple[Example | None, Found]:
+    def attempt(place: int) -> tuple[Example | None, Found]:
+        i = rows[place]
         if bad is None:
             return load(i), []
         return bad.attempt(source.name(i), lambda: load(i))
 
     batches = pipeline.in_order(
         attempt,
-        len(source),
+        len(rows),
         group=batch_size,
         combine=list,
         workers=workers,
@@ -103,7 +120,13 @@ def eval_batches(
                 yield _stacked(examples)
 
 
-def _stacked(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray | None]:
-    images, labels = zip(*examples, strict=True)
-    labelled = None not in labels
-    return np.stack(images), np.array(labels, np.int32) if labelled else None
+def _stacked(
+    examples: Sequence[Example],
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    images, labels, names = zip(*examples, strict=True)
+    stacked = None
+    if isinstance(labels[0], np.ndarray):
+        stacked = np.stack(labels)
+    elif None not in labels:
+        stacked = np.array(labels, np.int32)
+    return np.stack(images), stacked, list(names)

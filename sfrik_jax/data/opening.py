@@ -41,6 +41,7 @@ class SubsetSource(Source):
             )
         self._source, self.indices = source, indices
         self.class_names, self.image_shape = source.class_names, source.image_shape
+        self.multi_label = source.multi_label
         self.subset = {
             "name": name,
             "size": len(indices),
@@ -59,12 +60,25 @@ class SubsetSource(Source):
     def example(self, i: int) -> tuple[bytes | np.ndarray, int | None]:
         return self._source.example(int(self.indices[i]))
 
+    def present(self, i: int) -> np.ndarray:
+        return self._source.present(int(self.indices[i]))
+
+    def multi_example(self, i: int) -> tuple[bytes | np.ndarray, np.ndarray]:
+        return self._source.multi_example(int(self.indices[i]))
+
     def name(self, i: int) -> str:
         return self._source.name(int(self.indices[i]))
 
     @property
     def whole(self) -> Source:
         return self._source.whole
+
+    @property
+    def origin(self) -> tuple[object, np.ndarray]:
+        split, numbers = self._source.origin
+        if isinstance(numbers, range):
+            return split, numbers.start + self.indices
+        return split, numbers[self.indices]
 
     @property
     def file_names(self) -> list[str] | None:
@@ -148,6 +162,20 @@ def subset_of(
         raise ConfigError(f"{key}={text!r}: {error}") from error
 
 
+def overlap(a: Source, b: Source) -> int:
+    """The number of pictures that two sources share; 0 for those of different splits.
+
+    Pictures are told apart by their place in the split, no picture is read: a copy of
+    a picture under another name, or in another set, is not found.
+    """
+    (split_a, in_a), (split_b, in_b) = a.origin, b.origin
+    if split_a != split_b:
+        return 0
+    if isinstance(in_a, range) and isinstance(in_b, range):
+        return max(0, min(in_a.stop, in_b.stop) - max(in_a.start, in_b.start))
+    return len(np.intersect1d(in_a, in_b, assume_unique=True))
+
+
 def num_examples(
     *, source: str, name: str, path: str, split: str, subset: str = "", seed: int = 0
 ) -> int | None:
@@ -227,7 +255,8 @@ def _file_names(source: Source) -> Sequence[str]:
 
 def _labels(source: Source) -> np.ndarray:
     if source.labels is None:
+        has = "several labels a picture" if source.multi_label else "no labels"
         raise ConfigError(
-            "it goes by classes, and the set has no labels; use fraction:F or list:PATH"
+            f"it goes by classes, and the set has {has}; use fraction:F or list:PATH"
         )
     return source.labels

@@ -18,9 +18,14 @@ from sfrik_jax.errors import ConfigError, CorruptInputError
 
 
 class Source(ABC):
-    """N pictures in a fixed order, perhaps with labels."""
+    """N pictures in a fixed order, perhaps with labels.
+
+    A picture of a multi-label set has any number of classes; its `label` is None, and
+    `present` tells them.
+    """
 
     class_names: list[str] | None = None
+    multi_label = False
     image_shape: tuple[int, int, int] | None = None  # [H, W, C] if all agree on it
     subset: dict[str, Any] | None = None  # name, size, digest of a part of another
 
@@ -42,8 +47,16 @@ class Source(ABC):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [N], or None for an unlabelled set."""
+        """int32 [N], or None for a set that is unlabelled or multi-label."""
         return None
+
+    @property
+    def origin(self) -> tuple[object, range | np.ndarray]:
+        """Which split this is of, and the rising numbers of its pictures there.
+
+        Two sources whose first parts are equal number the same pictures alike.
+        """
+        return self.fingerprint, range(len(self))
 
     @property
     def file_names(self) -> Sequence[str] | None:
@@ -67,6 +80,18 @@ class Source(ABC):
     def example(self, i: int) -> tuple[bytes | np.ndarray, int | None]:
         """Picture i and its label."""
         return self.read(i), self.label(i)
+
+    def present(self, i: int) -> np.ndarray:
+        """The classes in picture i of a multi-label set.
+
+        Returns:
+          int8 [C]: 1 present, 0 absent, -1 present in difficult objects alone.
+        """
+        raise ConfigError(f"{self.name(i)} is of a set that has one label a picture")
+
+    def multi_example(self, i: int) -> tuple[bytes | np.ndarray, np.ndarray]:
+        """Picture i of a multi-label set and the classes in it, see `present`."""
+        return self.read(i), self.present(i)
 
 
 class ArraySource(Source):
@@ -141,7 +166,7 @@ class FolderSource(Source):
             )
         _, start, stop = prepared.split_range(split, {base: len(files)})
         refuse_empty(split, start, stop, str(self.root))
-        self.files = files[start:stop]
+        self.files, self._numbers = files[start:stop], range(start, stop)
         train_root = self.root.parent / "train"
         known = base == "train" or not train_root.is_dir()
         names = folders.class_names(files)
@@ -177,6 +202,10 @@ class FolderSource(Source):
 
     def name(self, i: int) -> str:
         return str(self.root / self.files[i])
+
+    @property
+    def origin(self) -> tuple[object, range]:
+        return self.root.resolve(), self._numbers
 
     @property
     def file_names(self) -> Sequence[str]:

@@ -14,11 +14,17 @@ from sfrik_jax.data.sources import Source, refuse_empty
 from sfrik_jax.errors import BadPictureError, ConfigError, CorruptInputError
 
 # TFDS's names for the feature that holds a picture's file name.
-_NAME_FEATURES = ("file_name", "filename")
+_NAME_FEATURES = ("file_name", "filename", "image/filename")
+# Those for the classes in a picture: of all objects, and of those easily recognised.
+_PRESENT, _EASY = "labels", "labels_no_difficult"
 
 
 class TfdsSource(Source):
     """A split of a TFDS set prepared as ArrayRecord, with `image` and perhaps `label`.
+
+    A set without `label` is multi-label if it has `labels`, a sequence of classes, as
+    PASCAL VOC has; classes that are not in its `labels_no_difficult` too, where there
+    is such a feature, are present in difficult objects alone.
 
     Args:
       name: "cifar10", or with config and version "imagenet2012_subset/10pct:5.0.0".
@@ -68,8 +74,12 @@ class TfdsSource(Source):
         self._labelled = label is not None
         named = [key for key in _NAME_FEATURES if key in features]
         self._name_feature = named[0] if named else None
-        self._count = getattr(label, "num_classes", None)
-        self.class_names = getattr(label, "names", None)
+        several = getattr(features.get(_PRESENT), "feature", None)
+        self.multi_label = label is None and hasattr(several, "num_classes")
+        self._easy = _EASY if _EASY in features else _PRESENT
+        classes = several if self.multi_label else label
+        self._count = getattr(classes, "num_classes", None)
+        self.class_names = getattr(classes, "names", None)
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -103,6 +113,26 @@ class TfdsSource(Source):
         label = int(record["label"]) if self._labelled else -1
         return None if label == -1 else label
 
+    def present(self, i: int) -> np.ndarray:
+        return self._present_in(i, self._record(i))
+
+    def multi_example(self, i: int) -> tuple[bytes, np.ndarray]:
+        record = self._record(i)
+        return record["image"], self._present_in(i, record)
+
+    def _present_in(self, i: int, record: dict) -> np.ndarray:
+        if not self.multi_label:
+            return super().present(i)
+        assert self._count is not None
+        classes, easy = (np.asarray(record[key], int) for key in (_PRESENT, self._easy))
+        for label in (*classes, *easy):
+            if not 0 <= label < self._count:
+                raise self._outside(i, label)
+        present = np.zeros(self._count, np.int8)
+        present[classes] = -1
+        present[easy] = 1
+        return present
+
     def name(self, i: int) -> str:
         return f"{self._base}[{self._start + i}]"
 
@@ -121,15 +151,18 @@ class TfdsSource(Source):
         wrong = (labels < 0) | (labels >= (self._count or np.inf))
         if wrong.any():
             i = int(wrong.argmax())
-            raise CorruptInputError(
-                f"{self.name(i)} has label {labels[i]}, outside 0 … {self._count} - "
-                f"1; prepare {self._info.directory} again"
-            )
+            raise self._outside(i, labels[i])
         return labels
+
+    def _outside(self, i: int, label: int) -> CorruptInputError:
+        return CorruptInputError(
+            f"{self.name(i)} has label {label}, outside 0 … {self._count} - 1; prepare "
+            f"{self._info.directory} again"
+        )
 
     @property
     def file_names(self) -> list[str] | None:
-        """The feature `file_name` or `filename`, read once; None without it."""
+        """The feature `file_name` or the like, read once; None without it."""
         if self._name_feature is None:
             return None
         names = self._columns[self._name_feature].tolist()
@@ -148,12 +181,21 @@ class TfdsSource(Source):
 
     @property
     def num_classes(self) -> int | None:
-        return self._count if self._labelled else None
+        return self._count if self._labelled or self.multi_label else None
+
+    @property
+    def origin(self) -> tuple[object, range]:
+        return self._facts, range(self._start, self._stop)
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        what = repr((*self._facts, self._start, self._stop))
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    @property
+    def _facts(self) -> tuple:
+        """What the set's description says of this split; a copy of it says the same."""
         info = self._info.info
         split = next(each for each in info["splits"] if each["name"] == self._base)
         facts = (info["name"], info.get("configName"), info.get("version"))
-        what = repr((facts, sorted(split.items()), self._start, self._stop))
-        return hashlib.sha256(what.encode()).hexdigest()
+        return facts, sorted(split.items())

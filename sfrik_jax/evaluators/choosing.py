@@ -33,25 +33,25 @@ class Result(NamedTuple):
 
     rows: for each setting its values, "val_top1" (%) and "val_loss" (nats) where there
       is a validation set, and for L-BFGS how it converged.
-    chosen: index into rows, by the lowest val_loss.
-    counts: of the test set, that the chosen head alone has seen.
+    chosen: index into rows, by `heads.best`.
+    counts: of the test set, that the chosen head alone has seen; None without one.
     heads: the chosen one, for features as they are: kernel [d, 1, C], bias [1, C].
     """
 
     rows: list[dict[str, Any]]
     chosen: int
-    counts: Counts
+    counts: Counts | None
     heads: Heads
 
 
 def checked(
     train: Labelled,
     validation: Labelled | None,
-    test: Labelled,
+    test: Labelled | None,
     *,
     num_classes: int,
     settings: int,
-) -> tuple[Labelled, Labelled | None, Labelled]:
+) -> tuple[Labelled, Labelled | None, Labelled | None]:
     """The three sets with int32 labels, read once in chunks.
 
     Raises: ConfigError for features that are not finite or do not match, bad labels,
@@ -66,7 +66,7 @@ def checked(
     return (
         _checked_one("train", train, d, num_classes),
         validation and _checked_one("validation", validation, d, num_classes),
-        _checked_one("test", test, d, num_classes),
+        test and _checked_one("test", test, d, num_classes),
     )
 
 
@@ -109,7 +109,7 @@ def answer(
     fitted: Heads,
     rows: list[dict[str, Any]],
     validation: Labelled | None,
-    test: Labelled,
+    test: Labelled | None,
 ) -> Result:
     """Chooses among the heads `fitted`, and counts the chosen one's test answers.
 
@@ -121,10 +121,13 @@ def answer(
         counts, losses = _evaluate(fitted, validation)
         for row, count, loss in zip(rows, counts, losses.tolist(), strict=True):
             row |= {"val_top1": scores.figures(count)["top1"], "val_loss": loss}
-        chosen = heads.best(losses)
+        top1 = [row["val_top1"] for row in rows]
+        chosen = heads.best(top1, losses, len(validation.labels))
     one = Heads(fitted.kernel[:, chosen : chosen + 1], fitted.bias[chosen : chosen + 1])
+    if test is None:
+        return Result(rows, chosen, None, one)
     [count], losses = _evaluate(one, test)
-    heads.best(losses)  # one setting alone may have diverged
+    heads.best([0.0], losses, 1)  # one setting alone may have diverged
     return Result(rows, chosen, count, one)
 
 

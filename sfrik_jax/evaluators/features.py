@@ -22,27 +22,15 @@ def extract(
     A short batch is filled up with zero images, whose features are dropped: in eval
     mode an image's features do not depend on the others of its batch.
 
-    Args:
-      batches: images uint8 [n, S, S, 3] in pieces of any length, or one array.
-      batch_size: images that `encode` gets at once.
+    Args: see `stream`.
     Returns: float32 [N, d] on the host.
     Raises: ConfigError for an empty or wrongly shaped set, NonFiniteError when the
       encoder gives NaN or infinity.
     """
-    if batch_size < 1:
-        raise ConfigError(f"feature batch_size={batch_size}; it must be at least 1")
-    pieces = [batches] if isinstance(batches, np.ndarray) else batches
-    parts, pending = [], None
-    for rows in _pieces(pieces, batch_size):
-        missing = batch_size - len(rows)
-        features = encode(np.pad(rows, ((0, missing), (0, 0), (0, 0), (0, 0))))
-        # One batch is on its way while the one before is copied to the host.
-        if pending is not None:
-            parts.append(_fetch(*pending))
-        pending = (features, len(rows))
-    if pending is None:
+    parts = list(stream(encode, batches, batch_size=batch_size))
+    if not parts:
         raise ConfigError("there are no images to extract features of")
-    features = np.concatenate([*parts, _fetch(*pending)])
+    features = np.concatenate(parts)
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise NonFiniteError(
@@ -50,6 +38,35 @@ def extract(
             f"images, the first is image {bad.argmax()}; its weights have diverged"
         )
     return features
+
+
+def stream(
+    encode: Encode, batches: Iterable[np.ndarray], *, batch_size: int = 256
+) -> Iterator[np.ndarray]:
+    """Features of images as they come: `extract` for sets that do not fit into memory.
+
+    One batch is on its way to the device while the features of the one before are
+    copied to the host; so `batches` is one or two pieces ahead of what is yielded.
+
+    Args:
+      batches: images uint8 [n, S, S, 3] in pieces of any length, or one array.
+      batch_size: images that `encode` gets at once.
+    Yields: float32 [b, d] on the host, of each piece in turn, b <= batch_size; not
+      checked for NaN and infinity.
+    Raises: ConfigError for a piece of another shape.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"feature batch_size={batch_size}; it must be at least 1")
+    pieces = [batches] if isinstance(batches, np.ndarray) else batches
+    pending = None
+    for rows in _pieces(pieces, batch_size):
+        missing = batch_size - len(rows)
+        features = encode(np.pad(rows, ((0, missing), (0, 0), (0, 0), (0, 0))))
+        if pending is not None:
+            yield _fetch(*pending)
+        pending = (features, len(rows))
+    if pending is not None:
+        yield _fetch(*pending)
 
 
 def pairs(

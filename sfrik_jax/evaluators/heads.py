@@ -108,7 +108,9 @@ def cosine(epoch: jax.Array | int, epochs: int) -> jax.Array:
     return 0.5 * (1 + jnp.cos(jnp.pi * epoch / epochs))
 
 
-def best(top1: Sequence[float], losses: Sequence[float] | np.ndarray, images: int) -> int:
+def best(
+    top1: Sequence[float], losses: Sequence[float] | np.ndarray, images: int
+) -> int:
     """The head to choose by its validation figures; one that diverged is passed over.
 
     Of the heads whose top-1 is within one standard error of the best,

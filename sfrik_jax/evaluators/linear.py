@@ -45,8 +45,8 @@ def probe(
 
     std is at least STD_FLOOR of that of a typical feature; d counts features that vary.
     SGD with momentum 0.9, cosine per epoch, W from a normal law of deviation 0.01,
-    b = 0. The learning rate of lowest cross-entropy on a held-out tenth of the train
-    split is fitted again on the whole train split.
+    b = 0. The learning rate that a held-out tenth of the train split chooses, as
+    `heads.best` says, is fitted again on the whole train split.
 
     Args:
       train_features, test_features: [N, d] and [M, d]; N >= 2.
@@ -79,7 +79,11 @@ def probe(
         learning_rates=learning_rates,
         **settings,
     )
-    best = heads.best([answer["loss"] for answer in answers])
+    best = heads.best(
+        [answer["top1"] for answer in answers],
+        [answer["loss"] for answer in answers],
+        len(held_out),
+    )
     [final] = _fit_and_score(
         (train_features, train_labels),
         (test_features, test_labels),

@@ -28,7 +28,7 @@ BLOCK = 256  # neighbouring rows that are read together
 def sgd(
     train: Labelled,
     validation: Labelled | None,
-    test: Labelled,
+    test: Labelled | None,
     *,
     num_classes: int,
     learning_rates: Sequence[float] = (0.4,),
@@ -86,7 +86,7 @@ def sgd(
 def lbfgs(
     train: Labelled,
     validation: Labelled | None,
-    test: Labelled,
+    test: Labelled | None,
     *,
     num_classes: int,
     l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +135,7 @@ def _bad_pictures(job: Opened, part: str) -> BadPictures:
 
 def _blocks(
     job: Opened, part: str, encode: Any, rows: range, bad: BadPictures
-) -> Iterator[Block]:
+) -> Generator[Block]:
     devices = job.mesh.size
     size = -(-job.config.features.batch_size // devices) * devices
     named = parts_of.pictures(
@@ -147,7 +147,7 @@ def _blocks(
             yield features, labels, names
 
 
-def _counted(blocks, stop: Stop, count, done: int, total: int) -> Iterator[Block]:
+def _counted(blocks, stop: Stop, count, done: int, total: int) -> Generator[Block]:
     """The blocks, told to the display; a stop leaves an unfinished shard."""
     for block in blocks:
         done += len(block[2])

@@ -97,7 +97,7 @@ def make_optimizer(bench: Bench) -> optax.GradientTransformation:
             momentum=settings.momentum,
         )
 
-    parts = {
+    parts: dict[Any, optax.GradientTransformation] = {
         "backbone": part(settings.backbone_learning_rate),
         "head": part(settings.head_learning_rate),
     }
@@ -124,7 +124,7 @@ def make_step(bench: Bench, optimizer: optax.GradientTransformation):
             state.params, state.batch_stats, images, labels
         )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         scalars = {
             "train/loss": loss,
             "train/gradient_norm": optax.tree.norm(gradient),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -135,7 +136,7 @@ def _network(subject: Subject, views: tuple[View, ...], seed: int):
     def one(variables, images):
         if model is None:
             return {"features": subject.backbone.apply(variables, images)}
-        h, z = model.apply(variables, images[:, None], train=False)
+        h, z = map(jnp.asarray, model.apply(variables, images[:, None], train=False))
         return {"features": h[:, 0], "embeddings": z[:, 0]}
 
     @jax.jit

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax.evaluators import knn, logreg, scores
+from sfrik_jax.errors import ConfigError
+from sfrik_jax.evaluators import knn, logreg, scores, voc_svm
 from sfrik_jax.evaluators.choosing import Labelled, Result
 from sfrik_jax.feature_set import FeatureSet
 from sfrik_jax.interrupts import Stop
@@ -19,6 +20,7 @@ from sfrik_jax.jobs import features as feature_job
 from sfrik_jax.jobs import parts as parts_of
 from sfrik_jax.jobs import results
 from sfrik_jax.jobs.features import Opened
+from sfrik_jax.jobs.supervised import class_details
 from sfrik_jax.locks import Lock
 
 Sets = Mapping[str, FeatureSet]
@@ -124,7 +126,7 @@ def compute_logreg(job: Opened, sets: Sets) -> Answer:
     """Logistic regression by the solver of the settings."""
     settings = job.config.logreg
     labelled = {part: Labelled(each, each.labels) for part, each in sets.items()}
-    train, val, test = (labelled.get(part) for part in parts_of.NAMES)
+    train, val, test = labelled["train"], labelled.get("val"), labelled.get("test")
     common = {"num_classes": parts_of.classes(job.parts)}
     if settings.solver == "sgd":
         found = logreg.sgd(
@@ -176,9 +178,11 @@ def compute_voc_svm(job: Opened, sets: Sets) -> Answer:
     whole = voc_svm.evaluate(
         *given, costs=tuple(settings.costs), seed=job.config.seed, say=say
     )
-    names = job.parts["train"].class_names or list(map(str, range(len(whole["classes"]))))
+    names = job.parts["train"].class_names or list(
+        map(str, range(len(whole["classes"])))
+    )
     figures = {f"voc_svm/{key}": whole[key] for key in ("map_voc07", "map_area")}
-    details = {
+    details: dict[str, Any] = {
         "per_class": dict(zip(names, whole["classes"], strict=True)),
     }
     if settings.low_shot:
@@ -222,8 +226,10 @@ def _several_labels(job: Opened) -> None:
             "several, such as voc/2007"
         )
     if "test" not in job.parts:
-        raise ConfigError("data.test_split=''; voc-svm needs one: costs are chosen by "
-                          "cross-validation on the train split")
+        raise ConfigError(
+            "data.test_split=''; voc-svm needs one: costs are chosen by "
+            "cross-validation on the train split"
+        )
 
 
 COMPUTE: dict[str, tuple[Compute, Callable[[Opened], None]]] = {
