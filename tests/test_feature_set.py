@@ -311,6 +311,25 @@ def test_a_damaged_note_is_told(tmp_path, features, text):
         FeatureSet(tmp_path)
 
 
+def test_damaged_labels_and_names_are_told(tmp_path, features):
+    write(tmp_path, features, np.zeros(ROWS, int))
+    for file, old, new in (
+        ("labels.npy", b"(10,)", b"(01,)"),
+        ("labels.npy", b"NUMPY", b"BUMPY"),
+        ("names.txt", b"\n", b" "),
+        ("names.txt", b"train[0]", b"train[\xff]"),
+        ("names.txt", b"train[0]", b'"rain[0]'),
+    ):
+        path = tmp_path / f"00000.{file}"
+        whole = path.read_bytes()
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        got = FeatureSet(tmp_path)
+        with pytest.raises(CorruptInputError, match=rf"00000\.{file} is damaged"):
+            _ = got.labels if file == "labels.npy" else got.names
+        path.write_bytes(whole)
+
+
 def test_a_damaged_header_is_told(tmp_path, features):
     write(tmp_path, features)
     path = tmp_path / "00002.features.npy"

@@ -58,7 +58,7 @@ def load_images(source: Source, bad: BadPictures, *, workers: int = 0) -> np.nda
 def eval_batches(
     source: Source, **settings: Any
 ) -> Generator[tuple[np.ndarray, np.ndarray | None]]:
-    """The pictures and labels of `named_batches`, which see."""
+    """`named_batches` without the names; takes the same settings."""
     with contextlib.closing(named_batches(source, **settings)) as batches:
         for images, labels, _ in batches:
             yield images, labels

@@ -33,7 +33,7 @@ class FeatureWriter:
       rows: pictures of the set. Those that are left out as bad have no row.
       identity: what the features depend on, as JSON; a set of another is refused.
       dtype: "float32" or "float16".
-      shard_rows: pictures of a shard.
+      shard_rows: pictures of a shard; a reader holds one file open for each shard.
       class_names: names of the classes, if there are labels.
 
     Raises:
