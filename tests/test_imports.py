@@ -23,7 +23,7 @@ LEVELS = [
     "data.builders.archives data.builders.records models.projector models.resnet "
     "evaluators.checks evaluators.features evaluators.baselines report.run",
     "mmd augment models config_keys data.decode data.photos data.sources data.subsets "
-    "evaluators.knn evaluators.linear report.curves report.verdict",
+    "evaluators.gauges evaluators.knn evaluators.linear report.curves report.verdict",
     "data.tfds_source",
     "data.opening data.bad_pictures data.builders.base data.builders.registered "
     "data.checking",
