@@ -25,9 +25,9 @@ LEVELS = [
     "report.run resample weights.stored",
     "augment data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
-    "evaluators.descent evaluators.knn evaluators.linear evaluators.scores "
-    "evaluators.voc_svm feature_set.reader feature_set.shard_file mmd models "
-    "report.curves report.verdict weights.archives weights.pickled "
+    "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
+    "evaluators.scores evaluators.voc_svm feature_set.reader feature_set.shard_file "
+    "mmd models report.curves report.verdict weights.archives weights.pickled "
     "weights.safetensors_files",
     "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.tfds_source encoding "
@@ -39,8 +39,8 @@ LEVELS = [
     "commands.configuration rundir subject",
     "evaluation jobs.parts jobs.results run_log",
     "jobs.features loop",
-    "jobs.gauges jobs.stored jobs.supervised pretrain",
-    "commands.data commands.training jobs.finetune jobs.linear",
+    "jobs.gauges jobs.supervised pretrain",
+    "commands.data commands.training jobs.finetune jobs.linear jobs.stored",
     "jobs.runner",
     "jobs.follow",
     "commands.evaluation",

@@ -209,7 +209,8 @@ def _merge(best, queries, train, first, num_train, *, mesh):
 def _merge_products(best, queries, train, first, num_train):
     """`_merge` on one device: one product after the other, in the same memory."""
     return jax.lax.map(
-        lambda pair: _merge_product(*pair, train, first, num_train), (best, queries)
+        lambda pair: _merge_product(pair[0], pair[1], train, first, num_train),
+        (best, queries),
     )
 
 
