@@ -6,7 +6,9 @@ it is taken, and a run whose checkpoints are all bad stops: it never starts afre
 in silence.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with _quiet() if read_only else contextlib.nullcontext():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -139,6 +142,18 @@ class Checkpoints:
             target = path.with_name(f"{step}.corrupt{number}")
         path.rename(target)
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warning that a directory which is only read is only read."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def digests(tree: Any) -> dict[str, jax.Array]:

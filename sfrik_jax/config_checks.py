@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sfrik_jax import eval_checks
-from sfrik_jax.config_ranges import RANGES
+from sfrik_jax.config_ranges import EVAL_RANGES, RANGES, Range
 from sfrik_jax.data import subset_setting
 from sfrik_jax.settings import CHOICES, MULTI_CROP, PATCH_SHIFT
 
@@ -47,7 +47,7 @@ def choice_problem(key: str, value: Any) -> str | None:
     return f"{key}={shown(value)}; choose one of {', '.join(choices)}{hint}"
 
 
-def number_problems(key: str, value: Any) -> Iterator[str]:
+def number_problems(key: str, value: Any, ranges: Mapping[str, Range]) -> Iterator[str]:
     """What is wrong with one number, or with the numbers of a tuple."""
     entries = value if isinstance(value, tuple) else (value,)
     each = "each entry" if isinstance(value, tuple) else "it"
@@ -56,8 +56,8 @@ def number_problems(key: str, value: Any) -> Iterator[str]:
         yield f"{key}={shown(value)}: {each} must be at most {LARGEST_INT}"
     elif not all(math.isfinite(n) for n in numbers):
         yield f"{key}={shown(value)}: {each} must be a finite number"
-    elif key in RANGES:
-        accepts, words = RANGES[key]
+    elif key in ranges:
+        accepts, words = ranges[key]
         if not all(accepts(n) for n in numbers):
             yield f"{key}={shown(value)}: {each} must be {words}"
 
@@ -195,13 +195,15 @@ RUN_RULES: tuple[Rule, ...] = (
 
 def problems(at: Settings) -> Iterator[str]:
     """All findings about the settings alone, in the order of the tree."""
+    of_a_run = at["job"] == "pretrain"
+    ranges = RANGES if of_a_run else EVAL_RANGES
     for key, value in at.items():
         finding = choice_problem(key, value) if key in CHOICES else None
         if finding:
             yield finding
         else:
-            yield from number_problems(key, value)
-    rules = RUN_RULES if at["job"] == "pretrain" else eval_checks.RULES
+            yield from number_problems(key, value, ranges)
+    rules = RUN_RULES if of_a_run else eval_checks.RULES
     yield from filter(None, (rule(at) for rule in (*COMMON_RULES, *rules)))
 
 

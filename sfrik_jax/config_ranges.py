@@ -128,8 +128,15 @@ RANGES: dict[str, Range] = {
     "svm.low_shot_samples": at_least(1),
     "svm.low_shot_cost": above(0),
     "gauges.images": at_least(2),
-    "gauges.uniformity_t": above(0),
     "log.every_steps": at_least(1),
     "profile.first_step": at_least(0),
     "profile.last_step": at_least(0),
+}
+
+# Of the evaluation jobs, where it is another: what the weights say may stand for it.
+_AS_STATED: Range = (lambda value: value == 0 or value >= 8, "0 or at least 8")
+EVAL_RANGES: dict[str, Range] = {
+    **RANGES,
+    "data.image_size": _AS_STATED,
+    "data.resize": _AS_STATED,
 }

@@ -94,12 +94,12 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or args.job.replace("_", "-")
     if not name or Path(name).name != name or not name.isprintable():
         raise ConfigError(f"--name {name!r}: give a plain file name")
-    follow = getattr(args, "every_checkpoint", False)
-    if getattr(args, "no_wait", False) and not follow:
+    all_of_it = getattr(args, "every_checkpoint", False)
+    if getattr(args, "no_wait", False) and not all_of_it:
         raise ConfigError("--no-wait: needs --every-checkpoint")
     from sfrik_jax.jobs import follow, runner
 
-    if follow:
+    if all_of_it:
         follow.every_checkpoint(config, workdir, name, wait=not args.no_wait)
     else:
         runner.run(config, workdir, name)

@@ -55,9 +55,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
         figures = {
             f"{kind}/{key}": value
             for kind, (first, second) in seen.items()
-            for key, value in gauges.all_gauges(
-                first, second, t=config.gauges.uniformity_t
-            ).items()
+            for key, value in gauges.all_gauges(first, second).items()
         }
         figures["images"] = len(next(iter(seen.values()))[0])
         settings = configs.flatten(config)

@@ -99,17 +99,17 @@ def make_step(bench: Bench, settings: list[dict[str, float]]):
             weight_decays=decays,
             momentum=probe.momentum,
         )
-        # A head whose rate is too high ends alone: the others go on.
+        # A head whose rate is too high ends alone: the job ends with the last one.
         well = jnp.isfinite(each)
+        first = jnp.argmin(jnp.where(well, each, jnp.inf))
         norms = jnp.sqrt(
             jnp.square(gradient.kernel).sum((0, 2)) + jnp.square(gradient.bias).sum(1)
         )
-        count = well.sum()
         scalars = {
-            "train/loss": jnp.where(well, each, 0).sum() / count,
-            "train/gradient_norm": jnp.where(well, norms, 0).sum() / count,
-            "train/heads": count,
-            "train/learning_rate": factor * rates.max(),
+            "train/loss": each[first],
+            "train/gradient_norm": norms[first],
+            "train/learning_rate": factor * rates[first],
+            "train/diverged_heads": (~well).sum(),
         }
         return ProbeState(state.step + 1, heads, velocity), scalars
 
