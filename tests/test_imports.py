@@ -63,7 +63,7 @@ DOORS = {
     "flax": "models train_state",
     "grain": "data",
     "matplotlib": "report",
-    "ml_collections": "config rundir evaluation pretrain subject jobs",
+    "ml_collections": "config rundir evaluation pretrain subject jobs commands",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
