@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from test_bench_training import run as run_bench
 
 from sfrik_jax.errors import ConfigError
 from sfrik_jax.evaluators import checks, knn
@@ -233,3 +234,17 @@ def test_bad_input_is_named(sets, change, settings, says):
     with pytest.raises(ConfigError, match=says) as caught:
         knn.classify(*sets, **{**SETTINGS, **settings})
     assert isinstance(caught.value, ValueError)
+
+
+def test_the_bench_agrees_with_its_peers(tmp_path):
+    options = ["--train", "300", "--test", "40", "--dim", "16", "--k", "3,9"]
+    out, rows = run_bench("knn.py", tmp_path / "knn.json", *options, "--rounds", "1")
+    found = {row["arm"]: row for row in rows}
+    assert found.keys() >= {"ours", "plain", "sgemm"}
+    assert found["plain"]["same_neighbours"] > 0.99
+    for name, row in found.items():
+        assert row["median_seconds"] > 0
+        assert row["extra_megabytes"] >= 0
+        assert f"| {name} |" in out
+    # The peer is compared with where it is installed, and missed aloud where not.
+    assert ("scikit-learn" in found) != ("no arm of scikit-learn" in out)

@@ -15,7 +15,7 @@ from sfrik_jax.evaluators import checks
 from sfrik_jax.evaluators.checks import Array
 from sfrik_jax.kernels import TruncatedKernel
 
-# Of the paper, for float32. It adds 1.6e-6 to the entropy for a dimension without any spread.
+# Of the paper, for float32. It adds 1.6e-6 to the entropy for each singular value of 0.
 RANKME_EPSILON = 1e-7
 # Gauges of pairs cost N² d: longer sets are thinned out to at most so many rows.
 PAIR_ROWS = 20_000
@@ -117,7 +117,9 @@ def uniformity(features: Array, t: float = 2.0) -> float:
 
 
 def mmd(features: Array, weights: Sequence[float]) -> float:
-    """MMD² to the uniform law over distinct pairs, mean_{i != j} sum_l b_l P_l(u_i·u_j).
+    """MMD² to the uniform law, over distinct pairs.
+
+        mean_{i != j} sum_l b_l P_l(u_i·u_j)
 
     `losses.sfrik` has the kernel's source. 0 in expectation for uniform features (so
     below 0 at times), the sum of the weights for a collapse. Exact, at a cost of N² d.
