@@ -10,7 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sfrik_jax.commands import configuration, data, evaluation, reports, training
+from sfrik_jax.commands import (
+    configuration,
+    data,
+    evaluation,
+    reports,
+    training,
+    weights,
+)
 from sfrik_jax.commands.parsing import RUN, Parser
 from sfrik_jax.errors import ConfigError, SfrikError
 
@@ -82,7 +89,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (training, evaluation, configuration, data, reports):
+    for module in (training, evaluation, weights, configuration, data, reports):
         module.add(groups)
     return parser
 

@@ -35,9 +35,9 @@ LEVELS = [
     "report.accuracy train_state weights.names weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
     "evaluators.logreg feature_set report step weights.files",
-    "commands.reports config data.loader image_set weights",
+    "commands.reports config data.loader image_set weights weights.card weights.export",
     "commands.configuration rundir subject",
-    "evaluation jobs.parts jobs.results run_log",
+    "commands.weights evaluation jobs.parts jobs.results run_log",
     "jobs.features loop",
     "jobs.gauges jobs.supervised pretrain",
     "commands.data commands.training jobs.finetune jobs.linear jobs.stored",

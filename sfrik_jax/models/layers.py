@@ -4,6 +4,9 @@ All return what the plain operations return, and have the same gradient up to ro
 only the way differs, and only on a CPU.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import jax
@@ -14,6 +17,22 @@ import numpy as np
 # 64 ms, 128 of them 172 ms (kernel gradient of 512 images, two cores, jax 0.10.2).
 PATCH_BYTES = 2 * 2**20
 DILATIONS = ("lhs_dilation", "rhs_dilation")
+_portable = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Within it the plain operations are traced, for programs that run elsewhere."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def _on_cpu() -> bool:
+    """Whether what is traced will run on this machine's CPU, as far as is known."""
+    return jax.default_backend() == "cpu" and not _portable.get()
 
 
 def convolution(
@@ -25,7 +44,7 @@ def convolution(
     """
     size, stride = kernel.shape[0], window_strides[0]
     # A scan over parts of a batch that is split over devices would gather it.
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    alone = _on_cpu() and jax.device_count() == 1
     plain = (
         tuple(window_strides) == (stride, stride)
         and kernel.shape[:2] == (size, size)
@@ -146,7 +165,7 @@ def _kernel_gradient(
 
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 max pooling, stride 2, padding 1. x: [n, H, W, C]."""
-    if jax.default_backend() == "cpu":
+    if _on_cpu():
         return max_pool_of_slices(x)
     return max_pool_of_windows(x)
 

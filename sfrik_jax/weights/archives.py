@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from sfrik_jax.weights.stored import shown
 
-MAX_DIRECTORY = 4 << 20  # bytes; that of ResNet-101 takes 46 kB
+MAX_DIRECTORY = 4 << 20  # bytes; that of ResNet-101 takes 37 kB
 CHUNK = 1 << 20
 END = struct.Struct("<4s4H2LH")
 END64 = struct.Struct("<4sQ2H2L4Q")

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -16,7 +17,6 @@ import numpy as np
 
 from sfrik_jax.errors import CorruptInputError
 from sfrik_jax.models import BACKBONES
-from sfrik_jax.models.resnet import ResNet
 from sfrik_jax.weights.stored import shown
 
 log = logging.getLogger("sfrik")
@@ -83,7 +83,7 @@ def fill(
     Raises:
       CorruptInputError: as `from_torch`.
     """
-    leaves = _variable_shapes(BACKBONES[arch](width=width, stem=stem))
+    leaves = _variable_shapes(arch, width, stem)
     wanted = {torch_name(path): _torch_shape(leaf) for path, leaf in leaves.items()}
     problems = [f"missing {name}" for name in wanted if name not in shapes]
     for name, shape in shapes.items():
@@ -239,7 +239,11 @@ def _torch_shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
     return tuple(shape[i] for i in (3, 2, 0, 1)) if len(shape) == 4 else shape
 
 
-def _variable_shapes(backbone: ResNet) -> dict[Path, jax.ShapeDtypeStruct]:
+@cache
+def _variable_shapes(
+    arch: str, width: int, stem: str
+) -> dict[Path, jax.ShapeDtypeStruct]:
+    backbone = BACKBONES[arch](width=width, stem=stem)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     return _flatten(jax.eval_shape(backbone.init, jax.random.key(0), image))
 

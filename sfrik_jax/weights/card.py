@@ -1,0 +1,249 @@
+"""A model card: what the weights are, where they come from, and what they reach.
+
+Markdown with a YAML header, as model hubs read it. A figure is listed only if it was
+measured with exactly these weights.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sfrik_jax.errors import CorruptInputError, MissingInputError
+from sfrik_jax.models import BACKBONES
+from sfrik_jax.weights.files import open_file
+from sfrik_jax.weights.names import Variables, fingerprint
+
+# Networks that torchvision and timm have too, under these names.
+SHARED = ("resnet18", "resnet34", "resnet50", "resnet101")
+STANDARD = {"width": 64, "stem": "imagenet"}
+WEIGHTS, PROGRAM, CARD = "backbone.safetensors", "backbone.stablehlo", "README.md"
+HEAD = """---
+library_name: sfrik_jax
+pipeline_tag: image-feature-extraction
+tags:
+- {tags}
+# license: to be chosen by whoever publishes these weights
+---
+
+# Backbone {arch}
+"""
+
+
+def model_card(
+    model: Mapping[str, Any],
+    variables: Variables,
+    preprocessing: Mapping[str, Any],
+    *,
+    run: Path | None = None,
+    program: str = "",
+) -> str:
+    """The text of a model card.
+
+    Args:
+      model: "arch", "width" and "stem"; "step" where it is known.
+      run: the run directory that trained the weights; its configuration, data and
+        figures are stated.
+      program: the input type of the StableHLO program beside the weights, if any.
+    """
+    sha256 = fingerprint(variables, model["arch"])
+    tags = [model["arch"], "jax", *(["self-supervised-learning"] if run else [])]
+    parts = [
+        HEAD.format(arch=model["arch"], tags="\n- ".join(tags)),
+        _facts(model, variables, preprocessing, sha256),
+        _usage(model, preprocessing, program),
+    ]
+    if run is None:
+        parts.append("## Training\n\nNot known here: the weights came as a file.\n")
+    else:
+        parts += [_training(run), _figures(run, sha256)]
+    return "\n".join(parts)
+
+
+def _facts(
+    model: Mapping[str, Any],
+    variables: Variables,
+    preprocessing: Mapping[str, Any],
+    sha256: str,
+) -> str:
+    backbone = BACKBONES[model["arch"]](width=model["width"], stem=model["stem"])
+    count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(variables["params"]))
+    mean, std = (
+        ", ".join(f"{float(v):g}" for v in preprocessing[key])
+        for key in ("mean", "std")
+    )
+    size = preprocessing["image_size"]
+    rows = {
+        "architecture": "{arch}, width {width}, stem {stem}".format_map(model),
+        "features": f"{backbone.features:,}, the global average pool",
+        "parameters": f"{count:,}, float32",
+        "SHA-256 of the weights": f"`{sha256}`",
+        "preprocessing": f"RGB; short side {preprocessing['resize']}, centre {size} x "
+        f"{size}; (x / 255 - mean) / std",
+        "mean; std": f"{mean}; {std}",
+    }
+    if "step" in model:
+        rows["training step"] = f"{model['step']:,}"
+    return _table(("", ""), rows.items())
+
+
+def _usage(
+    model: Mapping[str, Any], preprocessing: Mapping[str, Any], program: str
+) -> str:
+    arch, size = model["arch"], preprocessing["image_size"]
+    blocks = [
+        "## Use",
+        _code(
+            "from sfrik_jax import weights",
+            "",
+            f'backbone, variables, preprocessing = weights.load("{WEIGHTS}")',
+            "features = backbone.apply(variables, images)  # normalised, [n, H, W, 3]",
+        ),
+    ]
+    if program:
+        blocks.append(
+            f"Without sfrik_jax, with its normalisation inside (images {program} in "
+            f"0 … 255, [n, {size}, {size}, 3]):"
+        )
+        blocks.append(
+            _code(
+                "from jax import export",
+                "",
+                f'content = bytearray(open("{PROGRAM}", "rb").read())',
+                "features = export.deserialize(content).call(images)",
+            )
+        )
+    if arch in SHARED and all(model[key] == value for key, value in STANDARD.items()):
+        blocks.append("In PyTorch, with torchvision or timm (images normalised, NCHW):")
+        blocks.append(
+            _code(
+                "import timm, torch, torchvision",
+                "from safetensors.torch import load_file",
+                "",
+                f'state = load_file("{WEIGHTS}")',
+                f"model = torchvision.models.{arch}()",
+                "model.fc = torch.nn.Identity()",
+                "model.load_state_dict(state)",
+                f'model = timm.create_model("{arch}", num_classes=0)',
+                "model.load_state_dict(state)",
+            )
+        )
+    else:
+        blocks.append(
+            "torchvision and timm have no network of this shape; the tensors have "
+            "torchvision's names and layouts all the same."
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _training(run: Path) -> str:
+    config, about = _json(run / "config.json"), _json(run / "run.json")
+    session = (about.get("sessions") or [{}])[-1]
+    rows = {
+        "source revision": session.get("git_revision"),
+        "jax": session.get("libraries", {}).get("jax"),
+        "devices": ", ".join(map(str, session.get("devices", []))),
+        "fingerprint of the data": about.get("data_fingerprint"),
+        "subset of the data": (about.get("data_subset") or {}).get("name"),
+    }
+    settings = dict(_flat(config))
+    method = settings.get("loss.method", "an unknown method")
+    data = settings.get("data.name") or settings.get("data.source", "unknown data")
+    known = [(key, value) for key, value in rows.items() if value]
+    return "\n".join(
+        [
+            "## Training\n",
+            f"By {method} on {data}, with the settings below.\n",
+            _table(("", ""), known) if known else "",
+            _table(("setting", "value"), ((f"`{k}`", v) for k, v in settings.items())),
+        ]
+    )
+
+
+def _figures(run: Path, sha256: str) -> str:
+    """Figures of these weights with their protocols; those of others are only named."""
+    rows, others = [], []
+    if (summary := _json(run / "summary.json")) and "protocol" in summary:
+        if _summary_is_of(run, summary, sha256):
+            protocol = _protocol(summary["protocol"])
+            names = [key for key in summary if key.endswith(("top1", "top5"))]
+            rows += [("training run", key, summary[key], protocol) for key in names]
+        else:
+            others.append("summary.json")
+    for path in sorted((run / "eval").glob("*.json")):
+        record = _json(path)
+        figures = record.get("figures")
+        if not isinstance(figures, dict):
+            continue
+        if record.get("weights", {}).get("sha256") != sha256:
+            others.append(f"eval/{path.name}")
+            continue
+        protocol = _protocol(record.get("protocol", {}))
+        title = record.get("name", path.stem)
+        rows += [(title, key, value, protocol) for key, value in sorted(_flat(figures))]
+    text = "## Figures\n\n"
+    text += (
+        _table(("evaluation", "figure", "value", "protocol"), rows)
+        if rows
+        else "None has been measured with these weights.\n"
+    )
+    if others:
+        text += f"\nLeft out, as they are of other weights: {', '.join(others)}.\n"
+    return text
+
+
+def _summary_is_of(run: Path, summary: Mapping[str, Any], sha256: str) -> bool:
+    """Whether the run's last evaluation was of these weights.
+
+    It names the SHA-256 of the file backbone.safetensors that it wrote.
+    """
+    path = run / WEIGHTS
+    if not path.is_file():
+        return False
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != summary.get("weights_sha256"):
+        return False
+    try:
+        found = open_file(path)
+    except (CorruptInputError, MissingInputError):
+        return False
+    return fingerprint(found.variables, found.arch) == sha256
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _protocol(protocol: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_text(value)}" for key, value in _flat(protocol))
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(map(_text, line))} |\n" for line in lines)
+
+
+def _text(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _code(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```"])

@@ -1,0 +1,285 @@
+"""Import and export: commands, the program for other machines, the model card."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch_form
+from filled import random_variables
+from safetensors.numpy import load_file
+
+from sfrik_jax import augment, models, weights
+from sfrik_jax.__main__ import main
+from sfrik_jax.errors import ConfigError
+from sfrik_jax.models import layers
+from sfrik_jax.weights import card, export
+
+PREPROCESSING = {
+    "image_size": 28,
+    "resize": 32,
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.3, 0.2, 0.1],
+}
+ABOUT = {"arch": "resnet14", "width": 4, "stem": "imagenet"}
+ABOUT |= {"preprocessing": PREPROCESSING}
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = models.BACKBONES["resnet14"](width=4)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))
+    return model, random_variables(shapes)
+
+
+@pytest.fixture
+def stored(network, tmp_path):
+    path = tmp_path / "in" / "backbone.safetensors"
+    path.parent.mkdir()
+    weights.save(path, network[1], ABOUT)
+    return path
+
+
+# --- The program --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_program_gives_the_backbones_features_of_any_batch(
+    network, tmp_path, dtype
+):
+    model, variables = network
+    path = tmp_path / "net.stablehlo"
+    digest = export.export_stablehlo(
+        path, model, variables, PREPROCESSING, input_dtype=dtype
+    )
+    content = path.read_bytes()
+    assert digest == hashlib.sha256(content).hexdigest()
+    program = jax.export.deserialize(bytearray(content))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 28, 28, 3)).astype(dtype)
+    pixels = augment.normalize(
+        jnp.asarray(images), PREPROCESSING["mean"], PREPROCESSING["std"]
+    )
+    with jax.default_matmul_precision("highest"):
+        want = np.asarray(jax.jit(model.apply)(variables, pixels))
+    for count in (1, 5):
+        found = np.asarray(program.call(images[:count]))
+        np.testing.assert_allclose(found, want[:count], rtol=1e-5, atol=1e-5)
+    # Images differ in their features, so a batch in disorder would show.
+    assert np.abs(want[0] - want[1]).max() > 0.01
+
+
+def test_the_program_does_not_depend_on_the_machine_that_exports(
+    network, tmp_path, monkeypatch
+):
+    model, variables = network
+    images = jax.ShapeDtypeStruct((2, 28, 28, 3), np.float32)
+    found, traced = set(), set()
+    for backend, devices in (("cpu", 8), ("cpu", 1), ("tpu", 4)):
+        monkeypatch.setattr(jax, "default_backend", lambda name=backend: name)
+        monkeypatch.setattr(jax, "device_count", lambda count=devices: count)
+        path = tmp_path / "net.stablehlo"
+        export.export_stablehlo(path, model, variables, PREPROCESSING)
+        found.add(path.read_bytes())
+        trace = jax.make_jaxpr(lambda x: model.apply(variables, x))
+        traced.add(str(trace(images)))
+    assert len(found) == 1
+    # The network itself takes three forms there.
+    assert len(traced) == 3
+
+
+def test_the_plain_operations_are_plain_only_within_the_block(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    x = jnp.zeros((1, 4, 4, 3))
+    forms = [str(jax.make_jaxpr(lambda x: layers.max_pool(x))(x))]
+    with layers.portable():
+        forms.append(str(jax.make_jaxpr(lambda x: layers.max_pool(x))(x)))
+    forms.append(str(jax.make_jaxpr(lambda x: layers.max_pool(x))(x)))
+    assert forms[0] == forms[2] != forms[1]
+    assert "reduce_window" in forms[1]
+
+
+def test_an_input_type_that_is_not_offered_is_refused(network, tmp_path):
+    path, parts = tmp_path / "x", (*network, PREPROCESSING)
+    with pytest.raises(ConfigError, match="'int8'; choose one of uint8, float32"):
+        export.export_stablehlo(path, *parts, input_dtype="int8")
+    assert not list(tmp_path.iterdir())
+
+
+# --- The model card -----------------------------------------------------------------
+
+
+@pytest.fixture
+def run(network, tmp_path):
+    """A run directory with figures of its weights, and of others."""
+    path = tmp_path / "run"
+    (path / "eval").mkdir(parents=True)
+    digest = weights.save(path / "backbone.safetensors", network[1], ABOUT)
+    own = weights.fingerprint(network[1], "resnet14")
+    config = {"loss": {"method": "sfrik", "weights": [1, 40]}, "data": {"name": "stl|"}}
+    session = {"git_revision": "abc", "libraries": {"jax": "0.10"}, "devices": ["TPU"]}
+    files = {
+        "config.json": config,
+        "run.json": {"sessions": [session], "data_fingerprint": "fed"},
+        "summary.json": {
+            "linear_top1": 84.12345,
+            "knn20_top1": 80.0,
+            "random_init_linear_top1": 70.0,
+            "weights_sha256": digest,
+            "protocol": {"knn_k": 20, "resize": 32},
+        },
+        "eval/linear.json": {
+            "name": "linear",
+            "figures": {"top1": 55.5},
+            "protocol": {"epochs": 100},
+            "weights": {"sha256": own},
+        },
+        "eval/knn.json": {
+            "name": "knn",
+            "figures": {"top1": 11.25},
+            "protocol": {},
+            "weights": {"sha256": "0" * 64},
+        },
+    }
+    for name, value in files.items():
+        (path / name).write_text(json.dumps(value))
+    (path / "eval" / "broken.json").write_text("{")
+    return path
+
+
+def card_of(network, run, **changes):
+    model = {key: ABOUT[key] for key in ("arch", "width", "stem")} | changes
+    return card.model_card(model, network[1], PREPROCESSING, run=run)
+
+
+def test_a_card_states_figures_of_these_weights_with_their_protocol(network, run):
+    text = card_of(network, run)
+    assert "| linear | top1 | 55.5 | epochs=100 |" in text
+    assert "| training run | linear_top1 | 84.12 | knn_k=20, resize=32 |" in text
+    assert "11.25" not in text
+    assert "Left out, as they are of other weights: eval/knn.json." in text
+    assert f"`{weights.fingerprint(network[1], 'resnet14')}`" in text
+    assert "By sfrik on stl|" in text
+    for row in (
+        "| source revision | abc |",
+        "| `data.name` | stl\\| |",
+        "| jax | 0.10",
+    ):
+        assert row in text
+    assert text.startswith("---\nlibrary_name: sfrik_jax\n")
+
+
+def test_a_card_states_no_figure_of_other_weights(network, run):
+    model, variables = network
+    other = jax.tree.map(lambda leaf: leaf + 1, variables)
+    text = card_of((model, other), run)
+    assert "None has been measured with these weights." in text
+    assert "summary.json, eval/knn.json, eval/linear.json." in text
+
+
+def test_the_summary_counts_only_for_the_file_that_it_names(network, run):
+    weights.save(run / "backbone.safetensors", network[1], ABOUT | {"note": "new"})
+    text = card_of(network, run)
+    assert "84.12" not in text and "summary.json" in text
+
+
+def test_a_card_of_a_standard_network_tells_how_others_load_it(network):
+    assert "no network of this shape" in card_of(network, None)
+    text = card_of(network, None, width=64)
+    assert "no network of this shape" in text
+    standard = {"arch": "resnet18", "width": 64, "stem": "imagenet"}
+    assert "torchvision.models.resnet18()" in card._usage(standard, PREPROCESSING, "")
+    small = standard | {"stem": "small"}
+    assert "no network of this shape" in card._usage(small, PREPROCESSING, "")
+
+
+# --- The commands -------------------------------------------------------------------
+
+
+def test_import_writes_ours_and_says_what_it_is(network, tmp_path, capsys):
+    content = torch_form.saved(weights.to_torch(network[1], "resnet14"))
+    source, out = tmp_path / "net.pth", tmp_path / "new" / "net.safetensors"
+    source.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    assert main(["import", str(source), "--out", str(out), "--sha256", digest]) == 0
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    rows = {key: value.strip() for key, value in rows.items()}
+    assert rows["architecture"] == "resnet14, width 4, stem imagenet"
+    assert rows["sha256 of the file"] == digest
+    own = weights.fingerprint(network[1], "resnet14")
+    assert rows["sha256 of the weights"] == own
+    count = sum(leaf.size for leaf in jax.tree.leaves(network[1]["params"]))
+    assert rows["parameters"] == f"{count:,}"
+    found = weights.open_file(out)
+    assert weights.fingerprint(found.variables, "resnet14") == own
+    assert found.about["imported_from"] == {"file": "net.pth", "sha256": digest}
+
+
+def refused(capsys, words, code, message):
+    assert main(list(map(str, words))) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_import_refuses_another_sum_and_unsafe_files(stored, tmp_path, capsys):
+    out = tmp_path / "new" / "out.safetensors"
+    words = ("import", stored, "--out", out)
+    refused(capsys, (*words, "--sha256", "0" * 64), 65, "fetch it again")
+    refused(capsys, ("import", stored, "--out", "x.pth"), 2, "must end in .safetensors")
+    refused(capsys, ("import", stored, "--out", stored), 2, "is the file to import")
+    missing = stored.with_name("nothing.pth")
+    refused(capsys, ("import", missing, "--out", out), 66, "there is no weights file")
+    refused(capsys, ("import", stored, "--out", stored / "x.safetensors"), 73, "a file")
+    unsafe = tmp_path / "bad.pth"
+    unsafe.write_bytes(torch_form.file_of(b"\x80\x02cposix\nsystem\n."))
+    message = "SFRIK-UNSAFE refused global posix.system"
+    refused(capsys, ("import", unsafe, "--out", out), 65, message)
+    refused(capsys, ("export", unsafe, "--out", out), 65, message)
+    assert not out.parent.exists()
+
+
+def test_export_writes_weights_program_and_card(network, run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--out", str(out), "--input", "float32"]) == 0
+    names = ["backbone.safetensors", "backbone.stablehlo", "README.md"]
+    assert capsys.readouterr().out.split() == [str(out / name) for name in names]
+    assert {path.name for path in out.iterdir()} == set(names)
+    tensors = load_file(out / "backbone.safetensors")
+    want = weights.to_torch(network[1], "resnet14")
+    assert tensors.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_array_equal(tensors[name], value)
+    program = jax.export.deserialize(
+        bytearray((out / "backbone.stablehlo").read_bytes())
+    )
+    assert program.in_avals[0].dtype == np.float32
+    text = (out / "README.md").read_text()
+    assert "images float32 in 0 … 255" in text and "55.5" in text
+
+
+def test_export_without_the_program_of_a_file(stored, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(stored), "--out", str(out), "--no-stablehlo"]) == 0
+    assert {p.name for p in out.iterdir()} == {"backbone.safetensors", "README.md"}
+    assert "Not known here" in (out / "README.md").read_text()
+
+
+def test_export_does_not_write_over_what_it_exports(stored, run, tmp_path, capsys):
+    refused(capsys, ("export", stored, "--out", stored.parent), 2, "name another")
+    refused(capsys, ("export", run, "--out", run), 2, "name another directory")
+    refused(capsys, ("export", run, "--out", stored), 73, "is a file")
+    refused(
+        capsys, ("export", tmp_path / "x", "--out", "o"), 66, "there are no weights"
+    )
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_each_help_ends_with_an_example(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  python -m sfrik_jax {command} " in capsys.readouterr().out

@@ -1,0 +1,254 @@
+"""Safetensors files: each rule of the format that a file may break (catalogue X2)."""
+
+import functools
+import json
+import struct
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+from filled import random_variables
+from safetensors.numpy import save
+
+from sfrik_jax import models, weights
+from sfrik_jax.errors import CorruptInputError
+from sfrik_jax.weights import names
+from sfrik_jax.weights.files import IMAGENET
+from sfrik_jax.weights.safetensors_files import MAX_HEADER
+
+ARCH, WIDTH, STEM = "resnet14", 4, "small"
+ABOUT = {"arch": ARCH, "width": WIDTH, "stem": STEM, "preprocessing": IMAGENET}
+
+
+@functools.cache
+def variables():
+    model = models.BACKBONES[ARCH](width=WIDTH, stem=STEM)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return random_variables(shapes)
+
+
+def state():
+    return weights.to_torch(variables(), ARCH)
+
+
+def parts():
+    """Header and data of a sound file."""
+    content = save(state())
+    (size,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def joined(header, data):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def changed(name="bn1.bias", **entry):
+    header, data = parts()
+    header[name] |= entry
+    return joined(header, data)
+
+
+def without(name):
+    header, data = parts()
+    del header[name]
+    return joined(header, data)
+
+
+def twice():
+    header, data = parts()
+    text = json.dumps(header)
+    return joined((text[:-1] + ', "bn1.bias": {}}').encode(), data)
+
+
+def with_metadata(value):
+    header, data = parts()
+    return joined({"__metadata__": value} | header, data)
+
+
+def of_length(size):
+    return struct.pack("<Q", size) + b"{}" + bytes(16)
+
+
+def offsets(name="bn1.bias"):
+    return parts()[0][name]["data_offsets"]
+
+
+def check(tmp_path, content):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(content)
+    return weights.open_file(path)
+
+
+def test_a_file_without_description_is_recognised(tmp_path):
+    found = check(tmp_path, save(state()))
+    assert (found.arch, found.width, found.stem) == (ARCH, WIDTH, STEM)
+    assert (found.preprocessing, found.about) == (IMAGENET, {})
+    chex.assert_trees_all_equal(found.variables, variables())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floats_become_float32(tmp_path, dtype):
+    kind = jnp.dtype(dtype)
+    label = {"float16": "F16", "bfloat16": "BF16", "float64": "F64"}[dtype]
+    header, data = {}, b""
+    for name, value in state().items():
+        if value.dtype == np.float32:
+            raw = value.astype(kind).tobytes()
+            place = [len(data), len(data) + len(raw)]
+            shape = list(value.shape)
+            header[name] = {"dtype": label, "shape": shape, "data_offsets": place}
+            data += raw
+    found = check(tmp_path, joined(header, data))
+    want = jax.tree.map(
+        lambda x: np.asarray(x).astype(kind).astype(np.float32), variables()
+    )
+    chex.assert_trees_all_equal(found.variables, want)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda: b"{", "shorter than the length of a header"),
+        (lambda: of_length(1 << 40), "is longer than the file"),
+        (lambda: of_length((1 << 64) - 1), "is longer than the file"),
+        (lambda: joined(b"[]", b""), "does not start with {"),
+        (lambda: joined(b'{"\xff": 1}', b""), "not UTF-8"),
+        (lambda: joined(b'{"a": ', b""), "not JSON"),
+        (lambda: joined(b'{"a": ' + b"[" * 10**6, b""), "nests too deep"),
+        (lambda: joined(b'{"a": ' + b"9" * 5000 + b"}", b""), "no sound safetensors"),
+        (twice, "names bn1.bias twice"),
+        (lambda: with_metadata([]), "__metadata__ holds something else"),
+        (lambda: with_metadata({"a": 1}), "__metadata__ holds something else"),
+        (lambda: changed(dtype=None), "unknown dtype"),
+        (lambda: changed(dtype="F128"), "unknown dtype"),
+        (lambda: changed(dtype=["F32"]), "unknown dtype"),
+        (lambda: changed(dtype="F64"), "takes 32 bytes, not 16"),
+        (lambda: changed(shape=[5]), "takes 20 bytes, not 16"),
+        (lambda: changed(shape=[-4]), "impossible shape"),
+        (lambda: changed(shape=[4.0]), "impossible shape"),
+        (lambda: changed(shape=[True, 4]), "impossible shape"),
+        (lambda: changed(shape=4), "impossible shape"),
+        (lambda: changed(shape=[1 << 62, 1 << 62]), "impossible shape"),
+        (lambda: changed(shape=[1] * 100), "impossible shape"),
+        (lambda: changed(data_offsets=[-16, 0]), "impossible data_offsets"),
+        (lambda: changed(data_offsets=[0]), "impossible data_offsets"),
+        (lambda: changed(data_offsets=[16, 0]), "takes 16 bytes, not -16"),
+        (lambda: changed(data_offsets=[1 << 63, 0]), "impossible data_offsets"),
+        (lambda: changed(data_offsets=[o + 4 for o in offsets()]), "a hole|overlaps"),
+        (lambda: changed(data_offsets=[0, 16]), "overlaps another|a hole"),
+        (lambda: without("bn1.bias"), "follows a hole"),
+        (lambda: joined(parts()[0], parts()[1][:-1]), "bytes of tensors, not"),
+        (lambda: joined(parts()[0], parts()[1] + b"x"), "bytes of tensors, not"),
+    ],
+)
+def test_a_broken_rule_is_named(tmp_path, content, words):
+    with pytest.raises(CorruptInputError, match=words) as caught:
+        check(tmp_path, content())
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+    # The format's own library agrees.
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.deserialize(content())
+
+
+@pytest.mark.parametrize("entry", [{"extra": 1}, []])
+def test_an_entry_of_another_form_is_refused(tmp_path, entry):
+    header, data = parts()
+    header["bn1.bias"] = {**header["bn1.bias"], **entry} if entry else entry
+    with pytest.raises(CorruptInputError, match=r"bn1\.bias is not told by dtype"):
+        check(tmp_path, joined(header, data))
+
+
+def test_a_header_that_is_longer_than_any_backbones_is_refused(tmp_path):
+    header, data = parts()
+    padded = json.dumps(header).encode().ljust(MAX_HEADER + 1)
+    with pytest.raises(CorruptInputError, match="longer than 10000000"):
+        check(tmp_path, joined(padded, data))
+    check(tmp_path, joined(padded[:-1], data))
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"arch": ["resnet14"]}, "arch is none of"),
+        ({"arch": "resnet19"}, "arch is none of"),
+        ({"width": 1 << 20}, "width is no number in"),
+        ({"width": True}, "width is no number in"),
+        ({"stem": "tiny"}, "stem is neither"),
+        ({"preprocessing": {**IMAGENET, "resize": "256"}}, "resize is no size"),
+        ({"preprocessing": {**IMAGENET, "mean": [0, 0]}}, "mean is not three"),
+        ({"preprocessing": {**IMAGENET, "std": [0, 1, 1]}}, "std is not three"),
+        ({"preprocessing": {**IMAGENET, "std": None}}, "damaged"),
+        ({"preprocessing": {}}, "damaged"),
+    ],
+)
+def test_a_description_that_makes_no_sense_is_refused(tmp_path, about, words):
+    content = save(state(), metadata={"sfrik_jax": json.dumps(ABOUT | about)})
+    with pytest.raises(CorruptInputError, match=words):
+        check(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("conv1.weight"), "no ResNet: there is no conv1.weight"),
+        (lambda s: s.update({"conv1.weight": np.zeros((4, 3, 5, 5))}), "no ResNet"),
+        (lambda s: s.update({"conv1.weight": np.zeros((0, 3, 3, 3))}), "no ResNet"),
+        (lambda s: s.pop("layer3.0.conv3.weight"), "missing layer3.0.conv3.weight"),
+        (lambda s: s.update({"layer1.7.conv1.weight": np.zeros(1)}), "it is none of"),
+        (lambda s: s.update({"a\nb" * 99: np.zeros(1)}), "unexpected 'a.nba.nb"),
+        (
+            lambda s: s.update({"x.num_batches_tracked": np.zeros(1)}),
+            "unexpected x.num",
+        ),
+        (lambda s: s.update({"bn1.bias": np.zeros(5)}), r"shape \(5,\), not \(4,\)"),
+        (lambda s: s.update({"module.bn1.bias": np.zeros(4)}), "is there twice"),
+        (
+            lambda s: s.update({f"x{i}": np.zeros(1) for i in range(30)}),
+            "unexpected x9; and 20 more|and 20 more",
+        ),
+    ],
+)
+def test_what_is_not_the_network_is_named(tmp_path, change, words):
+    tensors = state()
+    change(tensors)
+    with pytest.raises(CorruptInputError, match=words) as caught:
+        check(tmp_path, save(tensors))
+    assert str(caught.value).isprintable()
+
+
+def test_the_fingerprint_is_of_the_weights_alone(tmp_path):
+    want = weights.fingerprint(variables(), ARCH)
+    first = tmp_path / "one.safetensors"
+    weights.save(first, variables(), ABOUT | {"note": "another file, the same weights"})
+    assert weights.fingerprint(weights.load(first)[1], ARCH) == want
+    counted = state()
+    counted["bn1.num_batches_tracked"] += 7
+    found = check(tmp_path, save(counted))
+    assert weights.fingerprint(found.variables, ARCH) == want
+    other = jax.tree.map(lambda x: x, variables())
+    bias = other["params"]["bn1"]["bias"]
+    other["params"]["bn1"]["bias"] = bias.at[0].add(1e-6)
+    assert weights.fingerprint(other, ARCH) != want
+
+
+def test_twice_the_width_of_resnet50_is_resnet50x2():
+    shapes = {}
+    for width in (64, 128):
+        model = models.BACKBONES["resnet50"](width=width)
+        init = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        zeros = jax.tree.map(lambda x: np.broadcast_to(np.zeros(()), x.shape), init)
+        flat = jax.tree_util.tree_flatten_with_path(zeros)[0]
+        shapes[width] = {
+            weights.torch_name(tuple(k.key for k in path)): (
+                tuple(leaf.shape[i] for i in (3, 2, 0, 1))
+                if leaf.ndim == 4
+                else leaf.shape
+            )
+            for path, leaf in flat
+        }
+    assert names.detect(shapes[64]) == ("resnet50", 64, "imagenet")
+    assert names.detect(shapes[128]) == ("resnet50x2", 64, "imagenet")
