@@ -34,8 +34,8 @@ LEVELS = [
     "evaluators evaluators.choosing evaluators.pictures feature_set.writer losses "
     "report.accuracy train_state weights.names weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
-    "evaluators.logreg feature_set report step weights.files",
-    "commands.reports config data.loader image_set weights weights.card weights.export",
+    "evaluators.logreg feature_set report step weights.export weights.files",
+    "commands.reports config data.loader image_set weights weights.card",
     "commands.configuration rundir subject",
     "commands.weights evaluation jobs.parts jobs.results run_log",
     "jobs.features loop",
