@@ -212,6 +212,7 @@ def test_several_settings_need_a_validation_split(name, arg, override):
         (["data.val_split=validation"], "settings are not chosen on the final split"),
         (["data.test_split=train"], "choose parts that have no picture in common"),
         (["data.val_split=train"], "choose parts that have no picture in common"),
+        (["data.test_split=train+validation"], "no picture in common"),
         (["data.test_split="], "data.test_split='' and data.val_split=''"),
         (["weights="], "--weights PATH"),
         (["data.image_size=300"], "set data.resize to 300 or more"),
