@@ -322,6 +322,61 @@ def test_a_class_out_of_range_is_told(voc_dir, monkeypatch):
         source.present(1)
 
 
+def test_joined_splits_are_one_after_the_other(data_dir):
+    settings = {"source": "tfds", "name": "fashion_mini", "path": data_dir}
+    whole = opening.open_source(**settings, split="train[:3]+test[2:6]+train[10:12]")
+    pieces = [
+        opening.open_source(**settings, split=split)
+        for split in ("train[:3]", "test[2:6]", "train[10:12]")
+    ]
+    want = [(each, i) for each in pieces for i in range(len(each))]
+    assert len(whole) == len(want) == 9
+    assert opening.num_examples(**settings, split="train[:3]+test[2:6]") == 7
+    for i, (piece, number) in enumerate(want):
+        assert whole.example(i) == piece.example(number)
+        assert whole.read(i) == piece.read(number)
+        assert whole.name(i) == piece.name(number)
+        assert whole.label(i) == piece.label(number)
+    labels = np.concatenate([labels_of(piece) for piece in pieces])
+    np.testing.assert_array_equal(whole.labels, labels)
+    assert whole.class_names == pieces[0].class_names
+    assert (whole.num_classes, whole.image_shape) == (10, (28, 28, 1))
+    assert whole.file_names is None
+    for beyond in (-1, 9):
+        with pytest.raises(IndexError):
+            whole.read(beyond)
+    turned = opening.open_source(**settings, split="test[2:6]+train[:3]+train[10:12]")
+    assert turned.fingerprint != whole.fingerprint
+
+
+def test_joined_splits_may_have_several_labels_a_picture(voc_dir):
+    settings = {"source": "tfds", "name": "voc/2007", "path": voc_dir}
+    whole = opening.open_source(**settings, split="train[3:]+test")
+    assert whole.multi_label and whole.labels is None
+    assert len({voc_name(whole, i) for i in range(len(whole))}) >= 3
+    for i in range(6):
+        want = stand_in_voc.PRESENT[voc_name(whole, i)]
+        assert whole.present(i).tolist() == want
+        assert whole.multi_example(i)[1].tolist() == want
+
+
+def test_joined_splits_have_no_picture_twice_and_no_subset(data_dir):
+    settings = {"source": "tfds", "name": "fashion_mini", "path": data_dir}
+    with pytest.raises(ConfigError, match=r"has 5 pictures twice; join splits"):
+        opening.open_source(**settings, split="train[:10]+test+train[5:20]")
+    with pytest.raises(
+        ConfigError, match=r"split '' is not one of \['test', 'train'\]"
+    ):
+        opening.open_source(**settings, split="train+")
+    with pytest.raises(ConfigError, match="it is a part of one split, not of several"):
+        opening.open_source(**settings, split="train+test", subset="fraction:0.1")
+    joined = opening.open_source(**settings, split="train[:10]+test[:10]")
+    for split, common in (("train[5:]", 5), ("test", 10), ("test[10:]", 0)):
+        other = opening.open_source(**settings, split=split)
+        assert opening.overlap(joined, other) == common
+        assert opening.overlap(other, joined) == common
+
+
 def test_a_set_with_one_label_a_picture_has_no_vectors(data_dir):
     array = sources.ArraySource(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2))
     for source in (array, tfds_source.TfdsSource("fashion_mini", data_dir)):

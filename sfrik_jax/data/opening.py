@@ -2,14 +2,17 @@
 
 import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sfrik_jax.data import prepared, subset_setting, subsets
+from sfrik_jax.data.joined import JoinedSource
 from sfrik_jax.data.sources import (
     FolderSource,
+    Renumbered,
     Source,
     refuse_empty,
 )
@@ -20,7 +23,7 @@ from sfrik_jax.errors import ConfigError, MissingInputError
 log = logging.getLogger("sfrik")
 
 
-class SubsetSource(Source):
+class SubsetSource(Renumbered):
     """The pictures `indices` of a source, numbered from 0; its classes are all of it.
 
     Args:
@@ -51,23 +54,8 @@ class SubsetSource(Source):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, i: int) -> bytes | np.ndarray:
-        return self._source.read(int(self.indices[i]))
-
-    def label(self, i: int) -> int | None:
-        return self._source.label(int(self.indices[i]))
-
-    def example(self, i: int) -> tuple[bytes | np.ndarray, int | None]:
-        return self._source.example(int(self.indices[i]))
-
-    def present(self, i: int) -> np.ndarray:
-        return self._source.present(int(self.indices[i]))
-
-    def multi_example(self, i: int) -> tuple[bytes | np.ndarray, np.ndarray]:
-        return self._source.multi_example(int(self.indices[i]))
-
-    def name(self, i: int) -> str:
-        return self._source.name(int(self.indices[i]))
+    def at(self, i: int) -> tuple[Source, int]:
+        return self._source, int(self.indices[i])
 
     @property
     def whole(self) -> Source:
@@ -110,16 +98,31 @@ def open_source(
     """Opens `data.source`: "tfds" (name, path = data_dir) or "folder" (path).
 
     Args:
+      split: of TFDS also several, "train+validation".
       subset: see `subset_setting`; "" is the whole split.
       seed: of a subset that is drawn.
     """
     if source == "tfds":
-        return subset_of(TfdsSource(name, path, split), subset, seed=seed)
+        return subset_of(_tfds_splits(name, path, split), subset, seed=seed)
     if source == "folder":
         folder = FolderSource(path, split)
         _warn_of_absent_classes(folder, split)
         return subset_of(folder, subset, seed=seed)
     raise ConfigError(f"data.source={source!r}; choose one of ['folder', 'tfds']")
+
+
+def _tfds_splits(name: str, path: str, split: str) -> Source:
+    """One split of a TFDS set or, joined by "+", several that share no picture."""
+    pieces = [TfdsSource(name, path, each) for each in prepared.split_names(split)]
+    if len(pieces) == 1:
+        return pieces[0]
+    twice = sum(overlap(a, b) for a, b in itertools.combinations(pieces, 2))
+    if twice:
+        raise ConfigError(
+            f"split {split!r} has {twice} pictures twice; join splits, or slices of "
+            "them, that have none in common"
+        )
+    return JoinedSource(pieces)
 
 
 def _warn_of_absent_classes(folder: FolderSource, split: str) -> None:
@@ -156,6 +159,8 @@ def subset_of(
     if not text:
         return source
     subset = subset_setting.parse(text, key)
+    if len(source.pieces) > 1:
+        raise ConfigError(f"{key}={text!r}: it is a part of one split, not of several")
     try:
         return SubsetSource(source, _CHOOSE[subset.kind](source, subset, seed), text)
     except ConfigError as error:
@@ -168,6 +173,10 @@ def overlap(a: Source, b: Source) -> int:
     Pictures are told apart by their place in the split, no picture is read: a copy of
     a picture under another name, or in another set, is not found.
     """
+    return sum(_shared(x, y) for x in a.pieces for y in b.pieces)
+
+
+def _shared(a: Source, b: Source) -> int:
     (split_a, in_a), (split_b, in_b) = a.origin, b.origin
     if split_a != split_b:
         return 0
@@ -192,11 +201,14 @@ def num_examples(
     found = prepared.find(name, path)
     if found is None:
         return None
-    _, start, stop = prepared.split_range(split, found.lengths)
-    refuse_empty(split, start, stop, str(found.directory))
+    total = 0
+    for each in prepared.split_names(split):
+        _, start, stop = prepared.split_range(each, found.lengths)
+        refuse_empty(each, start, stop, str(found.directory))
+        total += stop - start
     if not subset:
-        return stop - start
-    return _size(subset_setting.parse(subset), stop - start, found.num_classes)
+        return total
+    return _size(subset_setting.parse(subset), total, found.num_classes)
 
 
 def _size(subset: Subset, total: int, num_classes: int | None) -> int | None:

@@ -172,6 +172,11 @@ def prepare_command(name: str, data_dir: str = "") -> str:
     return f"python -m sfrik_jax data prepare {name}{where}{needs}"
 
 
+def split_names(split: str) -> list[str]:
+    """["train", "validation[:500]"] for "train+validation[:500]"."""
+    return split.split("+")
+
+
 def split_range(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:
     """("train", 0, 500) for "train[:500]": split name, first example, one past last.
 

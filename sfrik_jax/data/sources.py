@@ -59,6 +59,11 @@ class Source(ABC):
         return self.fingerprint, range(len(self))
 
     @property
+    def pieces(self) -> "Sequence[Source]":
+        """The sources, each of one split, that this one joins; else itself."""
+        return (self,)
+
+    @property
     def file_names(self) -> Sequence[str] | None:
         """Names of the picture files, [N], perhaps with folders; None if unknown."""
         return None
@@ -92,6 +97,38 @@ class Source(ABC):
     def multi_example(self, i: int) -> tuple[bytes | np.ndarray, np.ndarray]:
         """Picture i of a multi-label set and the classes in it, see `present`."""
         return self.read(i), self.present(i)
+
+
+class Renumbered(Source):
+    """Pictures of other sources under numbers of its own."""
+
+    @abstractmethod
+    def at(self, i: int) -> tuple[Source, int]:
+        """The source that has picture i, and its number there."""
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        source, number = self.at(i)
+        return source.read(number)
+
+    def label(self, i: int) -> int | None:
+        source, number = self.at(i)
+        return source.label(number)
+
+    def example(self, i: int) -> tuple[bytes | np.ndarray, int | None]:
+        source, number = self.at(i)
+        return source.example(number)
+
+    def present(self, i: int) -> np.ndarray:
+        source, number = self.at(i)
+        return source.present(number)
+
+    def multi_example(self, i: int) -> tuple[bytes | np.ndarray, np.ndarray]:
+        source, number = self.at(i)
+        return source.multi_example(number)
+
+    def name(self, i: int) -> str:
+        source, number = self.at(i)
+        return source.name(number)
 
 
 class ArraySource(Source):

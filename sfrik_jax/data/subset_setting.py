@@ -83,12 +83,16 @@ def check_overlap(at: Mapping[str, Any]) -> str | None:
 
 
 def may_share(first: tuple[str, str], second: tuple[str, str]) -> bool:
-    """Whether two parts (split, subset) are of one split and not known to be apart."""
+    """Whether two parts (split, subset) are of one split and not known to be apart.
+
+    Splits may be joined, "train+validation". Slices are compared when they are opened.
+    """
     subsets = (first[1], second[1])
     # Two lists, or a list and a drawn subset, may well have nothing in common.
     listed = any(text.startswith("list:") for text in subsets) and all(subsets)
     apart = set(subsets) == {"in20", "in20_val"}
-    return first[0] == second[0] and not apart and not listed
+    shared = set(first[0].split("+")) & set(second[0].split("+"))
+    return bool(shared) and not apart and not listed
 
 
 def _per_class(value: str) -> Subset | None:

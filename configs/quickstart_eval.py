@@ -1,0 +1,84 @@
+"""Every evaluation of quickstart's backbone, small enough for two CPU cores.
+
+Source: the protocols of arXiv 2208.00789 with the sizes of configs/quickstart.py. A
+tenth of the train pictures is the validation split, on which settings are chosen; the
+test split gives the final figures.
+
+python -m sfrik_jax linear --config configs/quickstart_eval.py:linear \
+    --weights runs/quickstart
+
+The others in the same way, with their name in both places: finetune, features, knn,
+logreg, voc-svm, gauges. The set has one label a picture: for voc-svm that is one class
+present and nine absent.
+
+Hardware: two CPU cores. Time and accuracy: docs/evaluation.md. Published accuracy: —
+"""
+
+from ml_collections import ConfigDict
+
+from sfrik_jax.config import augment_section, default
+
+
+def get_config(job: str = "linear") -> ConfigDict:
+    """The job of that command on fashion_mini at 48 px, as quickstart evaluates it."""
+    config = default(job.replace("-", "_"))
+
+    config.data.name = "fashion_mini"
+    config.data.path = "data"
+    config.data.train_split = "train[:90%]"
+    config.data.val_split = "train[90%:]"
+    config.data.test_split = "test"
+    config.data.image_size = 48
+    config.data.resize = 48
+    CHANGES.get(config.job, lambda config: None)(config)
+    return config
+
+
+def _linear(config: ConfigDict) -> None:
+    config.data.batch_size = 128
+    config.data.crop_scale = (0.25, 1.0)
+    # Eight heads. An epoch has 35 steps: few epochs need higher rates than ImageNet's.
+    config.probe.learning_rates = (0.1, 0.4, 1.6, 6.4)
+    config.probe.weight_decays = (1e-6, 1e-4)
+    config.probe.epochs = 8
+    config.probe.val_every_epochs = 2
+    config.log.every_steps = 5
+
+
+def _finetune(config: ConfigDict) -> None:
+    # A tenth of the labels, as far as the train pictures go.
+    config.data.train_subset = "fraction:0.1"
+    config.data.batch_size = 64
+    config.data.crop_scale = (0.25, 1.0)
+    config.finetune.epochs = 6
+    config.finetune.val_every_epochs = 2
+    config.log.every_steps = 5
+
+
+def _logreg(config: ConfigDict) -> None:
+    config.logreg.solver = "lbfgs"
+    config.logreg.l2 = (1e-1, 1e-2, 1e-3, 1e-4)
+    config.logreg.standardize = True
+
+
+def _svm(config: ConfigDict) -> None:
+    # The cost comes from cross-validation within the train pictures.
+    config.data.val_split = ""
+    config.svm.costs = (0.01, 0.1, 1.0)
+    config.svm.low_shot = (1, 8)
+    config.svm.low_shot_samples = 2
+
+
+def _gauges(config: ConfigDict) -> None:
+    config.data.val_split = config.data.test_split = ""
+    config.augment = augment_section("small")
+    config.gauges.images = 1_024
+
+
+CHANGES = {
+    "linear": _linear,
+    "finetune": _finetune,
+    "logreg": _logreg,
+    "voc_svm": _svm,
+    "gauges": _gauges,
+}
