@@ -68,17 +68,44 @@ def show(record: Mapping[str, Any], path: Path) -> None:
     weights = record["weights"]
     step = f", step {weights['step']}" if "step" in weights else ""
     print(f"{record['job']} of {weights['path']}{step} ({weights['sha256'][:12]})")
-    for row in rows(record["figures"]):
-        print("  ".join(row))
+    compared = record.get("compared", [])
+    if len(compared) > 1:
+        chosen = record["chosen"]
+        marked = [{**row, "chosen": "*" if row == chosen else ""} for row in compared]
+        print("\n".join(columns(marked)))
+    if "table" in record:
+        print("\n".join(columns(record["table"])))
+    told = {key for row in record.get("table", []) for key in row}
+    lines = [
+        (name, value)
+        for name, value in intervals(record["figures"]).items()
+        if "table" not in record or not _in_table(name, told)
+    ]
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, value in lines:
+        print(f"{name.ljust(width)}  {value}")
     print(path)
 
 
-def rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values as texts of one width each."""
-    shown = {name: _text(value) for name, value in figures.items()}
-    width = max(map(len, shown), default=0)
-    digits = max(map(len, shown.values()), default=0)
-    return [(name.ljust(width), text.rjust(digits)) for name, text in shown.items()]
+def _in_table(name: str, told: set[str]) -> bool:
+    """Whether a figure such as knn/top1_k20 stands in the table of the job."""
+    short = name.rpartition("/")[2]
+    return any(short.startswith(f"{key}_") for key in told)
+
+
+def intervals(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Figures as texts; NAME_low and NAME_high stand behind NAME."""
+    ends = {f"{name}_{end}" for name in figures for end in ("low", "high")}
+    texts = {}
+    for name, value in figures.items():
+        if name in ends:
+            continue
+        text = _text(value)
+        if f"{name}_low" in figures:
+            low, high = (_text(figures[f"{name}_{end}"]) for end in ("low", "high"))
+            text = f"{text}  ({low} … {high})"
+        texts[name] = text
+    return texts
 
 
 def columns(table: Sequence[Mapping[str, Any]]) -> list[str]:

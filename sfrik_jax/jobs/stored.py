@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
@@ -95,10 +96,11 @@ def compute_knn(job: Opened, sets: Sets) -> Answer:
     settings = job.config.knn
     train = sets["train"]
     figures: dict[str, Any] = {}
+    table: dict[int, dict[str, Any]] = {k: {"k": k} for k in settings.k}
     for part in ("val", "test"):
         if part not in sets:
             continue
-        prefix = "knn/val_" if part == "val" else "knn/"
+        prefix = "val_" if part == "val" else ""
         found = knn.classify(
             train,
             train.labels,
@@ -109,17 +111,15 @@ def compute_knn(job: Opened, sets: Sets) -> Answer:
             num_classes=parts_of.classes(job.parts),
             mesh=mesh_lib.make_mesh(job.config.mesh.data, job.config.mesh.model),
         )
+        images = len(sets[part])
+        figures[f"knn/{prefix}images"] = images
         for k, values in found.items():
-            figures |= {f"{prefix}{name}_k{k}": v for name, v in values.items()}
-            images = len(sets[part])
             hits = round(values["top1"] * images / 100)
-            low, high = scores.wilson(hits, images)
-            figures |= {
-                f"{prefix}top1_low_k{k}": 100 * low,
-                f"{prefix}top1_high_k{k}": 100 * high,
-            }
-        figures[f"{prefix}images"] = len(sets[part])
-    return Answer(figures, {})
+            low, high = (100 * end for end in scores.wilson(hits, images))
+            row = values | {"top1_low": low, "top1_high": high}
+            table[k] |= {f"{prefix}{name}": value for name, value in row.items()}
+            figures |= {f"knn/{prefix}{n}_k{k}": value for n, value in row.items()}
+    return Answer(figures, {"table": list(table.values())})
 
 
 def compute_logreg(job: Opened, sets: Sets) -> Answer:
@@ -127,7 +127,10 @@ def compute_logreg(job: Opened, sets: Sets) -> Answer:
     settings = job.config.logreg
     labelled = {part: Labelled(each, each.labels) for part, each in sets.items()}
     train, val, test = labelled["train"], labelled.get("val"), labelled.get("test")
-    common = {"num_classes": parts_of.classes(job.parts)}
+    common: dict[str, Any] = {
+        "num_classes": parts_of.classes(job.parts),
+        "say": partial(print, file=sys.stderr, flush=True),
+    }
     if settings.solver == "sgd":
         found = logreg.sgd(
             train,
@@ -172,8 +175,8 @@ def _answer_of(found: Result, job: Opened) -> Answer:
 def compute_voc_svm(job: Opened, sets: Sets) -> Answer:
     """A machine for each class, and of few images of each."""
     settings = job.config.svm
-    test = sets["test"]
-    given = (sets["train"], sets["train"].labels, test, test.labels)
+    train, test = sets["train"], sets["test"]
+    given = (train, _present(train), test, _present(test))
     say = partial(print, file=sys.stderr, flush=True)
     whole = voc_svm.evaluate(
         *given, costs=tuple(settings.costs), seed=job.config.seed, say=say
@@ -186,7 +189,7 @@ def compute_voc_svm(job: Opened, sets: Sets) -> Answer:
         "per_class": dict(zip(names, whole["classes"], strict=True)),
     }
     if settings.low_shot:
-        details["low_shot"] = voc_svm.low_shot(
+        details["table"] = voc_svm.low_shot(
             *given,
             shots=tuple(settings.low_shot),
             samples=settings.low_shot_samples,
@@ -196,7 +199,7 @@ def compute_voc_svm(job: Opened, sets: Sets) -> Answer:
         )
         figures |= {
             f"voc_svm/map_voc07_{row['shots']}_shots": row["map_voc07"]
-            for row in details["low_shot"]
+            for row in details["table"]
         }
     return Answer(figures, details)
 
@@ -216,25 +219,26 @@ def _one_label(job: Opened) -> None:
         )
 
 
-def _several_labels(job: Opened) -> None:
-    """The parts to train and to test on have any number of classes in a picture."""
+def _tested(job: Opened) -> None:
+    """There are labels and pictures to test on; the cost needs none to choose on."""
     parts_of.classes(job.parts)
-    one = [name for name, part in job.parts.items() if not part.multi_label]
-    if one:
-        raise ConfigError(
-            f"the part {one[0]} has one class a picture; voc-svm needs a set with "
-            "several, such as voc/2007"
-        )
     if "test" not in job.parts:
         raise ConfigError(
-            "data.test_split=''; voc-svm needs one: costs are chosen by "
-            "cross-validation on the train split"
+            "data.test_split=''; voc-svm needs one, and none to choose on: costs are "
+            "chosen by cross-validation within the train split"
         )
+
+
+def _present(features: FeatureSet) -> np.ndarray:
+    """int8 [N, C], 1 for the classes in a picture; of one label a picture, that one."""
+    labels, count = features.labels, features.num_classes
+    assert labels is not None and count is not None  # `_tested` has looked
+    return labels if features.multi_label else np.eye(count, dtype=np.int8)[labels]
 
 
 COMPUTE: dict[str, tuple[Compute, Callable[[Opened], None]]] = {
     "features": (compute_features, _any_labels),
     "knn": (compute_knn, _one_label),
     "logreg": (compute_logreg, _one_label),
-    "voc_svm": (compute_voc_svm, _several_labels),
+    "voc_svm": (compute_voc_svm, _tested),
 }
