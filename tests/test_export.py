@@ -103,9 +103,11 @@ def test_the_plain_operations_are_plain_only_within_the_block(monkeypatch):
 
 
 def test_an_input_type_that_is_not_offered_is_refused(network, tmp_path):
-    path, parts = tmp_path / "x", (*network, PREPROCESSING)
+    path, (model, variables) = tmp_path / "x", network
     with pytest.raises(ConfigError, match="'int8'; choose one of uint8, float32"):
-        export.export_stablehlo(path, *parts, input_dtype="int8")
+        export.export_stablehlo(
+            path, model, variables, PREPROCESSING, input_dtype="int8"
+        )
     assert not list(tmp_path.iterdir())
 
 
