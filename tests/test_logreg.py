@@ -196,9 +196,9 @@ def test_sgd_from_a_file_learns_as_much(sets, monkeypatch):
 def test_constant_features_give_the_commonest_class(sets):
     (x, y), _, (x_test, y_test) = sets
     train = Labelled(np.full_like(x, 0.1), y)
-    got = logreg.lbfgs(
-        train, None, Labelled(x_test, y_test), num_classes=C, l2=[1e-2]
-    ).counts.confusion
+    test = Labelled(x_test, y_test)
+    result = logreg.lbfgs(train, None, test, num_classes=C, l2=[1e-2])
+    got = counted(result).confusion
     assert got.sum(axis=0)[np.bincount(y).argmax()] == 300
 
 
