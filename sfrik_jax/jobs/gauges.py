@@ -9,13 +9,13 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import augment, models
@@ -33,8 +33,6 @@ from sfrik_jax.jobs import features as feature_job
 from sfrik_jax.jobs import parts as parts_of
 from sfrik_jax.jobs import results
 from sfrik_jax.subject import Subject
-
-Network = Callable[[jax.Array], dict[str, jax.Array]]
 
 
 def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def two_views(
         workers=config.data.workers,
         mesh=mesh,
     )
-    network = _network(subject, views, config.seed)
+    network = _network(subject, views, config.seed, mesh)
     seen: dict[str, list[list[np.ndarray]]] = {}
     total = loader.steps_per_epoch
     with (
@@ -121,7 +119,7 @@ def two_views(
     }
 
 
-def _network(subject: Subject, views: tuple[View, ...], seed: int):
+def _network(subject: Subject, views: tuple[View, ...], seed: int, mesh: Mesh):
     """batch -> {"features": two of [B, d], "embeddings": two of [B, q]}, jitted."""
     dtype = subject.backbone.dtype
     state, model = subject.state, None
@@ -130,6 +128,7 @@ def _network(subject: Subject, views: tuple[View, ...], seed: int):
         sections = subject.config.model.to_dict() | {"dtype": str(np.dtype(dtype))}
         model = models.build(**sections)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = mesh_lib.replicate(variables, mesh)
 
     def one(variables, images):
         if model is None:
