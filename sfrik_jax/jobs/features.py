@@ -64,10 +64,19 @@ class Opened(NamedTuple):
         return workdir / FOLDER / f"{part}-{key}"
 
 
+def own_mesh(config: ConfigDict) -> Mesh:
+    """The mesh of the settings, of the devices of this process.
+
+    Each process encodes whole shards of its own: no device waits for another host.
+    """
+    return mesh_lib.make_mesh(
+        config.mesh.data, config.mesh.model, devices=jax.local_devices()
+    )
+
+
 def open_job(config: ConfigDict) -> Opened:
     """Opens weights and pictures. Nothing compiles."""
-    # Each process encodes whole shards of its own: no device waits for another host.
-    mesh = mesh_lib.make_mesh(devices=jax.local_devices())
+    mesh = own_mesh(config)
     subject = open_subject(config.weights, config.model.dtype)
     subject = subject._replace(variables=mesh_lib.replicate(subject.variables, mesh))
     parts = parts_of.open_parts(config)

@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import augment, models
 from sfrik_jax import config as configs
-from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.opening import SubsetSource
@@ -88,7 +87,7 @@ def two_views(
 
     A last partial batch is left out: n is a multiple of the batch.
     """
-    mesh = mesh_lib.make_mesh(devices=jax.local_devices())
+    mesh = feature_job.own_mesh(config)
     batch_size = min(config.features.batch_size, len(source))
     batch_size -= batch_size % mesh.size
     loader = TrainLoader(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from sfrik_jax.jobs import finetune, gauges, linear, results, stored
@@ -19,7 +20,11 @@ JOBS = {
 
 
 def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
-    """Runs the job of a configuration, shows its figures, and returns the record."""
+    """Runs the job of a configuration, shows its figures, and returns the record.
+
+    Of several processes the first one shows them.
+    """
     record = JOBS[config.job](config, workdir, name)
-    results.show(record, results.path_of(workdir, name))
+    if jax.process_index() == 0:
+        results.show(record, results.path_of(workdir, name))
     return record

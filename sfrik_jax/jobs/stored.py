@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+<<<<<<< HEAD
 import numpy as np
+=======
+import jax
+>>>>>>> w-jobtests
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
-from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.errors import ConfigError
 from sfrik_jax.evaluators import knn, logreg, scores, voc_svm
 from sfrik_jax.evaluators.choosing import Labelled, Result
@@ -41,12 +44,15 @@ def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
     """Makes the features that are missing, computes, and returns the record.
 
     A record that is there for the same weights, pictures and protocol is returned as
-    it is.
+    it is. Of several processes the first one computes; the others make their share of
+    the features and return an empty record.
     """
     place = results.directory(workdir, name)
     with Stop() as stop:
         place.mkdir(parents=True, exist_ok=True)
-        with Lock(place / "lock", f"the job {place}", "wait for it, or give a --name"):
+        # Processes of one job work side by side, each under a lock of its own.
+        lock = place / f"lock-{jax.process_index()}"
+        with Lock(lock, f"the job {place}", "wait for it, or give a --name"):
             job = feature_job.open_job(config)
             identity = _identity(job)
             earlier = results.read(workdir, name)
@@ -55,6 +61,8 @@ def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
             compute, check = COMPUTE[config.job]
             check(job)
             sets = feature_job.make(job, workdir, stop)
+            if jax.process_index() > 0:
+                return {}
             answer = compute(job, sets)
             stop.check("after its figures were made, before they were stored")
             results.write(
@@ -109,7 +117,7 @@ def compute_knn(job: Opened, sets: Sets) -> Answer:
             k=tuple(settings.k),
             temperature=settings.temperature,
             num_classes=parts_of.classes(job.parts),
-            mesh=mesh_lib.make_mesh(job.config.mesh.data, job.config.mesh.model),
+            mesh=job.mesh,
         )
         images = len(sets[part])
         figures[f"knn/{prefix}images"] = images
