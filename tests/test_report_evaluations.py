@@ -47,7 +47,7 @@ GAUGES = {
         "features/own_gauge": 2.0,
         "images": 1000,
     },
-    "protocol": {"augment.recipe": "vicreg"},
+    "protocol": {"data.resize": 256, "augment.recipe": "vicreg", "gauges.images": 1000},
     "weights": {"path": "x.pth", "sha256": "77" * 32},
 }
 KNN = {
@@ -164,7 +164,8 @@ def test_gauges_and_svms_have_tables_of_their_own(page):
     assert "Effective rank (RankMe) 41.25 90.5" in made.text
     assert "Alignment 0.3125 –" in made.text
     assert "own gauge 2 –" in made.text
-    assert "weights 777777777777 · not the run's last" in made.text
+    note = "views vicreg · 1000 pictures · weights 777777777777 · not the run's last"
+    assert note in made.text and "resized" not in made.text
     assert "SVMs 81.2 83.5" in made.text
     assert "8 per class 55.5 56.5" in made.text
 

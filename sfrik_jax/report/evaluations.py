@@ -39,6 +39,7 @@ PROTOCOL = {
     "knn.temperature": ("temperature", ""),
     "data.train_subset": ("trained on", ""),
     "augment.recipe": ("views", ""),
+    "gauges.images": ("", "pictures"),
 }
 NOTE = (
     "In %; the 95 % interval is of the choice of test pictures alone. In small print, "
@@ -200,7 +201,9 @@ def _note(record: Record, last: Any) -> str:
     parts = []
     for key, (before, after) in PROTOCOL.items():
         value = record.protocol.get(key)
-        if value not in (None, ""):
+        # Gauges look at random crops.
+        seen = record.job != "gauges" or not key.startswith("data.")
+        if seen and value not in (None, ""):
             parts.append(" ".join(filter(None, (before, _short(value), after))))
     step = "" if record.step is None else f"step {record.step:,}, "
     parts.append(f"weights {step}{record.sha256[:12]}")
