@@ -82,6 +82,7 @@ th.number, td.number { text-align: right; }
 td.number, thead th.number { white-space: nowrap; }
 tr.own th, tr.own td { font-weight: 650; }
 tr.own { background: var(--tint); }
+table:has(.small) thead th.number { width: 1%; }
 tr:has(+ .small) > * { border-bottom: 0; padding-bottom: 0; }
 .small td { padding-top: .1rem; color: var(--muted); font-size: .8rem; }
 .scroll + .scroll { margin-top: 1.8rem; }
