@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sfrik_jax.evaluators import scores
 from sfrik_jax.rundir import about_this_process, write_whole
 
 FOLDER = "eval"
@@ -28,39 +31,60 @@ def read(workdir: Path, name: str) -> dict[str, Any]:
         return {}
 
 
+def done(workdir: Path, name: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the same weights, data and protocol; empty when there is none."""
+    earlier = read(workdir, name)
+    same = {key: earlier.get(key) for key in identity} == identity
+    return earlier if same else {}
+
+
 def write(
     workdir: Path,
     name: str,
     *,
     job: str,
     figures: Mapping[str, Any],
-    protocol: Mapping[str, Any],
-    weights: Mapping[str, Any],
-    data: Mapping[str, Any],
-    details: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes the record of a job's figures, whole or not at all.
+    identity: Mapping[str, Any],
+    details: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the record of a job's figures, whole or not at all, and returns it.
 
     Args:
       figures: by name; accuracies in %.
-      protocol: everything that a figure depends on besides weights and data.
-      weights: as `Subject.about` states them. data: of each part.
+      identity: what they depend on, see `parts.identity`.
       details: of the job: what was compared, figures of each class.
     """
     record = {
         "name": name,
         "job": job,
         "figures": figures,
-        "protocol": protocol,
-        "weights": weights,
-        "data": data,
-        **(details or {}),
+        **identity,
+        **details,
         "session": about_this_process(),
     }
     path = path_of(workdir, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(record, indent=2) + "\n")
-    return path
+    return read(workdir, name)
+
+
+def class_details(
+    counts: scores.Counts, names: list[str] | None, most: int = 20
+) -> dict[str, Any]:
+    """Top-1 of each class, the confusion matrix, and the commonest mistakes."""
+    names = names or [str(number) for number in range(len(counts.top5))]
+    per_class = scores.per_class(counts)
+    return {
+        "per_class": {
+            name: None if np.isnan(value) else round(float(value), 2)
+            for name, value in zip(names, per_class, strict=True)
+        },
+        "most_confused": [
+            {"true": names[true], "predicted": names[taken], "images": images}
+            for true, taken, images in scores.most_confused(counts, most)
+        ],
+        "confusion": counts.confusion.tolist(),
+    }
 
 
 def show(record: Mapping[str, Any], path: Path) -> None:

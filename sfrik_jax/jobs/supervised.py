@@ -5,7 +5,6 @@ stopped. Settings are chosen on the part "val"; the part "test" is looked at onc
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,33 +228,22 @@ def run(
         run_dir.agree_on_data(bench.parts["train"].fingerprint)
         run_dir.agree_on_weights(bench.subject.about["sha256"])
         stop.check("before its first step")
-        identity = {
-            "protocol": _protocol(bench),
-            "weights": bench.subject.about["sha256"],
-            "data": json.loads(json.dumps(parts_of.describe(bench.parts))),
-        }
-        earlier = results.read(workdir, name)
-        if identity == {
-            "protocol": earlier.get("protocol"),
-            "weights": earlier.get("weights", {}).get("sha256"),
-            "data": earlier.get("data"),
-        }:
+        identity = parts_of.identity(config, bench.subject, bench.parts, bench.size)
+        earlier = results.done(workdir, name, identity)
+        if earlier:
             return earlier
         recipe = recipe_of(bench)
         state, seconds, best = _train(bench, recipe, run_dir, stop)
         figures, details = _finish(bench, recipe, state, best)
         figures["train_seconds"] = round(seconds, 1)
-        results.write(
+        return results.write(
             workdir,
             name,
             job=recipe.name,
             figures=figures,
-            protocol=identity["protocol"],
-            weights=bench.subject.about,
-            data=identity["data"],
+            identity=identity,
             details=details,
         )
-    return results.read(workdir, name)
 
 
 def _train(
@@ -328,41 +316,12 @@ def _finish(
     if "test" in bench.parts:
         counts = recipe.evaluate(state, "test").counts[chosen]
         figures |= _named(f"{recipe.name}/", counts)
-        details |= class_details(counts, bench.parts["test"].class_names)
+        details |= results.class_details(counts, bench.parts["test"].class_names)
     return figures, details
-
-
-def class_details(
-    counts: scores.Counts, names: list[str] | None, most: int = 20
-) -> dict[str, Any]:
-    """Top-1 of each class, the confusion matrix, and the commonest mistakes."""
-    names = names or [str(number) for number in range(len(counts.top5))]
-    per_class = scores.per_class(counts)
-    return {
-        "per_class": {
-            name: None if np.isnan(value) else round(float(value), 2)
-            for name, value in zip(names, per_class, strict=True)
-        },
-        "most_confused": [
-            {"true": names[true], "predicted": names[taken], "images": images}
-            for true, taken, images in scores.most_confused(counts, most)
-        ],
-        "confusion": counts.confusion.tolist(),
-    }
 
 
 def _named(prefix: str, counts: scores.Counts) -> dict[str, Any]:
     return {f"{prefix}{key}": v for key, v in scores.figures(counts).items()}
-
-
-def _protocol(bench: Bench) -> dict[str, Any]:
-    """Everything that the figures depend on besides weights and data."""
-    settings = configs.flatten(bench.config)
-    free = (*configs.RESUME_FREE, "weights", "data.path")
-    kept = {k: v for k, v in settings.items() if not k.startswith(free)}
-    kept |= {"data.image_size": bench.size.image_size, "data.resize": bench.size.resize}
-    kept |= {f"data.{k}": bench.subject.preprocessing[k] for k in ("mean", "std")}
-    return json.loads(json.dumps(kept))
 
 
 def cosine_of(step: jax.Array, *, epochs: int, steps_per_epoch: int) -> jax.Array:
