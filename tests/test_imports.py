@@ -39,7 +39,7 @@ LEVELS = [
     "commands.reports config data.loader image_set weights weights.card",
     "commands.configuration rundir subject",
     "commands.weights evaluation jobs.parts jobs.results run_log",
-    "jobs.features loop",
+    "jobs.bench jobs.features loop",
     "jobs.answers jobs.supervised pretrain",
     "commands.data commands.training jobs.finetune jobs.gauges jobs.linear",
     "jobs.stored",
