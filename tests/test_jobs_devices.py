@@ -39,10 +39,10 @@ def settings(data_dir, weights):
 @pytest.mark.parametrize("job", JOBS)
 def test_three_steps_and_figures_are_the_same_on_any_number_of_devices(settings, job):
     rates = {
-        "linear": ["probe.learning_rates=(0.01,0.001)"],
+        "linear": ["probe.learning_rates=(0.001,0.0001)"],
         "finetune": [
-            "finetune.backbone_learning_rate=0.001",
-            "finetune.head_learning_rate=0.01",
+            "finetune.backbone_learning_rate=0.0001",
+            "finetune.head_learning_rate=0.001",
         ],
     }
     found = {}

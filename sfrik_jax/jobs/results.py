@@ -1,6 +1,7 @@
 """What a job leaves: `eval/NAME.json`, and a table on the standard output."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def write(
     }
     path = path_of(workdir, name)
     path.parent.mkdir(parents=True, exist_ok=True)
+<<<<<<< HEAD
     write_whole(path, json.dumps(record, indent=2) + "\n")
     return read(workdir, name)
 
@@ -85,6 +87,19 @@ def class_details(
         ],
         "confusion": counts.confusion.tolist(),
     }
+=======
+    write_whole(path, json.dumps(_finite(record), indent=2) + "\n")
+    return path
+>>>>>>> w-jobtests
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null, as in metrics.jsonl."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(record: Mapping[str, Any], path: Path) -> None:
