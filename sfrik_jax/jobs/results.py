@@ -12,6 +12,7 @@ from sfrik_jax.evaluators import scores
 from sfrik_jax.rundir import about_this_process, write_whole
 
 FOLDER = "eval"
+MOST_CLASSES = 100  # whose confusion matrix stands in the record itself
 
 
 def directory(workdir: Path, name: str) -> Path:
@@ -65,8 +66,13 @@ def write(
     }
     path = path_of(workdir, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-    write_whole(path, json.dumps(record, indent=2) + "\n")
+    matrix = record.get("confusion", [])
+    if len(matrix) > MOST_CLASSES:
+        # As text the matrix of ImageNet's classes would be 10 MB and 10^6 lines.
+        file = directory(workdir, name) / "confusion.npy"
+        np.save(file, np.asarray(matrix, np.int64))
+        record["confusion"] = str(file.relative_to(path.parent))
+    write_whole(path, json.dumps(_finite(record), indent=2) + "\n")
     return read(workdir, name)
 
 
@@ -87,10 +93,6 @@ def class_details(
         ],
         "confusion": counts.confusion.tolist(),
     }
-=======
-    write_whole(path, json.dumps(_finite(record), indent=2) + "\n")
-    return path
->>>>>>> w-jobtests
 
 
 def _finite(value: Any) -> Any:
