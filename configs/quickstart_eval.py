@@ -8,8 +8,8 @@ python -m sfrik_jax linear --config configs/quickstart_eval.py:linear \
     --weights runs/quickstart
 
 The others in the same way, with their name in both places: finetune, features, knn,
-logreg, gauges, and voc-svm. That one needs a set with several labels a picture, and
-takes VOC07 (docs/data.md), its pictures at 48 px.
+logreg, voc-svm, gauges. The set has one label a picture: for voc-svm that class is
+present and the nine others are absent.
 
 Hardware: two CPU cores. Time and accuracy: docs/evaluation.md. Published accuracy: —
 """
@@ -65,8 +65,6 @@ def _logreg(config: ConfigDict) -> None:
 
 
 def _svm(config: ConfigDict) -> None:
-    config.data.name = "voc/2007"
-    config.data.train_split = "train+validation"
     # The cost comes from cross-validation within the train pictures.
     config.data.val_split = ""
     config.svm.costs = (0.01, 0.1, 1.0)

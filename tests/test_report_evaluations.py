@@ -67,7 +67,7 @@ SVM = {
     "protocol": {},
     "weights": WEIGHTS,
     "per_class": {"cat": {"ap_voc07": 80.0, "cost": 1.0}},
-    "low_shot": [{"shots": 8, "map_voc07": 55.5, "map_area": 56.5}],
+    "table": [{"shots": 8, "map_voc07": 55.5, "map_area": 56.5}],
 }
 
 
@@ -195,9 +195,10 @@ def test_stored_features_are_no_figure(page):
         LINEAR | {"per_class": None},
         LINEAR | {"compared": [3]},
         LINEAR | {"compared": 3},
+        LINEAR | {"table": [3]},
         LINEAR | {"most_confused": [{"true": "cat"}]},
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_a_damaged_record_is_named_and_hides_no_other(tmp_path, damage):
     workdir = make_run(tmp_path / "first", steps=0)

@@ -110,7 +110,7 @@ def _precisions(shown: Sequence[_Shown]) -> Iterator[str]:
         own = [record.figures.get(f"voc_svm/map_{kind}") for kind in ("voc07", "area")]
         rows.append([_title(record), *map(_percent, own)])
         notes.append(note)
-        for row in record.low_shot:
+        for row in record.table:
             own = [row.get("map_voc07"), row.get("map_area")]
             rows.append([f"{row.get('shots')} per class", *map(_percent, own)])
             notes.append("")

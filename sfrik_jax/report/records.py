@@ -24,7 +24,7 @@ class Record:
       per_class: top-1 of each class in %, None for one without pictures.
       confusion: pictures of class (row) that were taken for class (column).
       most_confused: the commonest mistakes (true class, predicted class, pictures).
-      low_shot: rows of the SVMs on few pictures.
+      table: rows of the job, such as those of the SVMs on few pictures.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Record:
     per_class: dict[str, float | None] = field(default_factory=dict)
     confusion: list[list[int]] = field(default_factory=list)
     most_confused: list[tuple[str, str, int]] = field(default_factory=list)
-    low_shot: list[dict[str, Any]] = field(default_factory=list)
+    table: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read(workdir: Path) -> tuple[list[Record], list[str]]:
@@ -70,7 +70,7 @@ def _record(name: str, content: Any) -> Record:
         step=None if step is None else _count(step),
         compared=[_mapping(row) for row in content.get("compared", [])],
         chosen=content.get("chosen") and _mapping(content["chosen"]),
-        low_shot=[_mapping(row) for row in content.get("low_shot", [])],
+        table=[_mapping(row) for row in content.get("table", [])],
         **_classes(content),
     )
 
