@@ -102,7 +102,8 @@ def test_each_command_leaves_its_figures(command, run_dir, data_dir, capfd):
     assert len(protocol["data.mean"]) == 3
     exported = weights.open_file(run_dir / "backbone.safetensors")
     digest = weights.fingerprint(exported.variables, exported.arch)
-    assert record["weights"]["sha256"] == digest
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert record["weights"]["sha256"] == digest == summary["backbone_sha256"]
     assert record["weights"]["step"] == STEPS[-1]
     assert record["data"]["train"]["images"] == (64 if command == "gauges" else 256)
     assert all(len(part["fingerprint"]) == 64 for part in record["data"].values())
@@ -127,8 +128,20 @@ def test_jobs_share_the_stored_features(run_dir, data_dir):
 
 def test_a_job_of_another_command_is_refused(run_dir, data_dir, capsys):
     words = words_of("knn", run_dir, data_dir)
-    assert main(["linear", *words[1:]]) == 2
-    assert "is for the command knn, not for linear" in capsys.readouterr().err
+    for command in ("linear", "pretrain"):
+        given = [w for w in words[1:] if w not in ("--weights", str(run_dir))]
+        assert main([command, *given]) == 2
+        error = capsys.readouterr().err
+        assert f"is for the command knn, not for {command}" in error
+    quickstart = str(ROOT / "configs" / "quickstart.py")
+    assert main(["knn", "--config", quickstart, "--weights", str(run_dir)]) == 2
+    assert "is for the command pretrain, not for knn" in capsys.readouterr().err
+
+
+def test_the_settings_of_a_job_are_shown(capsys):
+    words = ["config", "show", "--config", f"{CONFIG}:knn", "--config.weights=x"]
+    assert main(words) == 0
+    assert "knn.temperature" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
