@@ -8,8 +8,6 @@ run; then dotted overrides are applied, then it is checked. Values derived from 
 
 import json
 import os
-import runpy
-import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sfrik_jax import config_checks, config_keys, device_checks
-from sfrik_jax.errors import ConfigError, CorruptInputError, SfrikError
+from sfrik_jax import config_checks, config_files, config_keys, device_checks
+from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.settings import (
     CHOICES,
-    DEFAULTS,
     LOSS_DEFAULTS,
-    RECIPE_DEFAULTS,
     RESUME_FREE,
     VARIANTS,
 )
@@ -48,21 +44,6 @@ __all__ = [
     "validate",
     "validate_here",
 ]
-
-# What the code of a config file raises when its author made a mistake.
-CONFIG_FILE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 Change = tuple[str, Any, Any]  # key, value here, value there
 
@@ -113,7 +94,7 @@ def load(spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     Errors: ConfigError; CorruptInputError for a damaged config.json. Whether values
         make sense is the business of `validate`.
     """
-    path, arg = _split_spec(str(spec))
+    path, arg = config_files.split_spec(str(spec))
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
@@ -121,10 +102,10 @@ def load(spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
         hint = config_checks.nearest(str(path), others)
         raise ConfigError(f"--config {path}: no such file{hint}")
     if path.suffix == ".json":
-        config = from_json(_read(path), where=str(path))
+        config = from_json(config_files.read(path), where=str(path))
     elif path.suffix == ".py":
-        flat = flatten(_run_config_file(path, arg))
-        _refuse_renamed_recipe(flat, path)
+        flat = flatten(config_files.run(path, arg))
+        config_files.refuse_renamed_recipe(flat, path)
         config = _typed(flat)
     else:
         raise ConfigError(f"--config {path}: give a .py file or a run's config.json")
@@ -315,52 +296,3 @@ def _tree(flat: Mapping[str, Any]) -> ConfigDict:
             config[section] = ConfigDict()
         (config[section] if section else config)[name] = value
     return config.lock()
-
-
-def _split_spec(spec: str) -> tuple[Path, str | None]:
-    stem, colon, arg = spec.rpartition(".py:")
-    return (Path(f"{stem}.py"), arg) if colon else (Path(spec), None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptInputError(f"{path} cannot be read: {error}") from error
-
-
-def _run_config_file(path: Path, arg: str | None) -> ConfigDict:
-    try:
-        get_config = runpy.run_path(str(path)).get("get_config")
-        if get_config is None:
-            raise ConfigError(f"--config {path} has no function get_config")
-        config = get_config() if arg is None else get_config(arg)
-    except SfrikError:
-        raise
-    except CONFIG_FILE_ERRORS as error:
-        raise ConfigError(_location(error, path)) from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"--config {path}: get_config must return a ConfigDict")
-    return config
-
-
-def _refuse_renamed_recipe(flat: Mapping[str, Any], path: Path) -> None:
-    """A file that sets the recipe's name alone has the settings of another recipe."""
-    first = DEFAULTS["augment"]["recipe"]
-    recipe = flat.get("augment.recipe", first)
-    left = {f"augment.{k}": v for k, v in RECIPE_DEFAULTS[first].items()}
-    if recipe != first and all(flat.get(key) == value for key, value in left.items()):
-        raise ConfigError(
-            f"{path}: augment.recipe={recipe!r} with the settings of {first}; write "
-            f"config.augment = augment_section({recipe!r}) (of sfrik_jax.config)"
-        )
-
-
-def _location(error: Exception, path: Path) -> str:
-    """`file:line: what`, the line being the last one of the file that was run."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.filename == str(path)]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1:] and lines[-1]
-    # ml_collections quotes its message, line ends included.
-    words = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-    return f"{path}:{line or 1}: {type(error).__name__}: {words}"

@@ -17,12 +17,12 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "commands config_ranges data data.jpeg data.progress device_checks errors jobs "
     "kernels metrics models.layers models.norm optim report.page settings",
-    "checkpoint commands.parsing data.builders.archives data.builders.records "
-    "data.folders data.hashes data.idx data.pipeline data.prepared data.records "
-    "data.resize data.subset_setting data.views eval_settings evaluators.baselines "
-    "evaluators.checks evaluators.features evaluators.heads feature_set.checks "
-    "feature_set.layout interrupts locks mesh models.projector models.resnet "
-    "report.run resample weights.stored",
+    "checkpoint commands.parsing config_files data.builders.archives "
+    "data.builders.records data.folders data.hashes data.idx data.pipeline "
+    "data.prepared data.records data.resize data.subset_setting data.views "
+    "eval_settings evaluators.baselines evaluators.checks evaluators.features "
+    "evaluators.heads feature_set.checks feature_set.layout interrupts locks mesh "
+    "models.projector models.resnet report.run resample weights.stored",
     "augment data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
     "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
@@ -65,7 +65,7 @@ DOORS = {
     "flax": "models train_state",
     "grain": "data",
     "matplotlib": "report",
-    "ml_collections": "config rundir evaluation pretrain subject jobs commands",
+    "ml_collections": "config config_files rundir evaluation pretrain subject jobs commands",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
