@@ -65,7 +65,8 @@ DOORS = {
     "flax": "models train_state",
     "grain": "data",
     "matplotlib": "report",
-    "ml_collections": "config config_files rundir evaluation pretrain subject jobs commands",
+    "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
+    "commands",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
