@@ -392,10 +392,10 @@ def test_a_record_says_what_its_figures_are_of(settings, tmp_path):
     assert figures["linear/val_top1"] == compared[best]["val_top1"]
     assert figures["linear/val_top1_best_epoch"] >= figures["linear/val_top1"]
     confusion = np.array(record["confusion"])
-    labels = bench.parts["test"].labels
+    labels, names = bench.parts["test"].labels, bench.parts["test"].class_names
+    assert labels is not None and names is not None
     np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(labels))
     assert figures["linear/top1"] == 100 * np.trace(confusion) / tiny_jobs.TEST
-    names = bench.parts["test"].class_names
     assert list(record["per_class"]) == names
     share = 100 * np.diag(confusion) / confusion.sum(axis=1)
     np.testing.assert_allclose(list(record["per_class"].values()), share, atol=0.005)
