@@ -1,7 +1,7 @@
 """Gauges without labels on ImageNet: rank, alignment, uniformity, distance to uniform.
 
 Source: RankMe (arXiv 2210.02885), alignment and uniformity (arXiv 2005.10242), and the
-Wasserstein distance to the uniform law (arXiv 2402.18334); docs/evaluation.md has the
+Wasserstein distance to the uniform law (arXiv 2403.00642); docs/evaluation.md has the
 formulas. 10,000 train pictures at equal distances, two views of each by the recipe of
 the paper. They compare checkpoints of one run, or runs of one method; no label is used.
 
@@ -27,5 +27,4 @@ def get_config(recipe: str = "vicreg") -> ConfigDict:
     config.augment = augment_section(recipe)
 
     config.gauges.images = 10_000
-    config.gauges.uniformity_t = 2.0
     return config

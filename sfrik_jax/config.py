@@ -41,6 +41,7 @@ __all__ = [
     "flatten",
     "from_json",
     "load",
+    "load_for",
     "loss_section",
     "resume_conflicts",
     "to_json",
@@ -130,6 +131,20 @@ def load(spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     return apply_overrides(config, overrides)
 
 
+def load_for(job: str, spec: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
+    """`load` for the command of `job`; a configuration of another one is refused.
+
+    Errors: as `load`; ConfigError for another job.
+    """
+    found = load(spec).job
+    if found != job:
+        raise ConfigError(
+            f"--config {spec} is for the command {found.replace('_', '-')}, not for "
+            f"{job.replace('_', '-')}"
+        )
+    return load(spec, overrides)
+
+
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     """A locked copy of `config` with texts such as `optim.epochs=5` applied.
 
@@ -197,10 +212,13 @@ def validate_here(config: ConfigDict, *, devices: bool = True) -> int | None:
 
     The settings alone come first, then the size of the data set; jax is loaded last.
     Args: devices: whether to ask jax for the devices, which starts its backend.
-    Returns: the number of training images, None where it is not known yet.
+    Returns: the number of training images, None where it is not known yet, and of a
+        job of evaluation.
     Errors: ConfigError; MissingInputError when a list of file names is not there.
     """
     validate(config)
+    if config.job != "pretrain":  # its parts are opened with the weights
+        return None
     from sfrik_jax.data import opening
 
     data = config.data

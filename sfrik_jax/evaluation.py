@@ -136,6 +136,8 @@ class Evaluation:
             self._config.model, self._config.eval, self._normalization
         )
         summary["weights_sha256"] = weights.save(path, variables, about)
+        # As the records of evaluation commands state it, whatever file they read.
+        summary["backbone_sha256"] = weights.fingerprint(variables, about["arch"])
         if self.labelled:
             _say("the pretrained network")
             summary |= self.run(state)

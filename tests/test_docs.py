@@ -10,6 +10,8 @@ import pytest
 from sfrik_jax import augment
 from sfrik_jax import config as configs
 from sfrik_jax.__main__ import build_parser, split_overrides
+from sfrik_jax.config_keys import known
+from sfrik_jax.eval_settings import JOBS
 from sfrik_jax.settings import (
     DEFAULTS,
     LOSS_DEFAULTS,
@@ -63,14 +65,18 @@ def test_paths_in_code_exist(page):
 def test_commands_are_understood(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for line in "\n".join(code(page.read_text())).splitlines():
-        for words in re.findall(r"python -m sfrik_jax (\w.*)", line):
+        for words in re.findall(r"python -m sfrik_jax (\w.*?)(?: && |$)", line):
             rest, overrides = split_overrides(shlex.split(words, comments=True))
             if "--help" in rest:
                 continue
             args = build_parser().parse_args(rest)
             config = getattr(args, "config", None)
+            if getattr(args, "weights", None) is not None and "job" in args:
+                overrides.append(f"weights={args.weights}")
             if config is not None and config.startswith("configs/"):
-                configs.validate(configs.load(config, overrides))
+                loaded = configs.load(config, overrides)
+                configs.validate(loaded)
+                assert loaded.job == getattr(args, "job", "pretrain"), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -95,6 +101,31 @@ def test_the_table_of_settings_is_complete_and_right():
     for method, settings in LOSS_DEFAULTS.items():
         want |= {(method, f"loss.{name}"): v for name, v in settings.items()}
     assert table == {key: repr(v).replace("'", '"') for key, v in want.items()}
+
+
+def test_the_table_of_evaluation_settings_is_complete_and_right():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| (?:`(.+?)`|its name) \| ([\w, -]+) \|", page, flags=re.M
+    )
+    jobs = {job: tree for job, tree in JOBS.items() if job != "pretrain"}
+    table: dict[tuple[str, str], str] = {}
+    for key, default, names in rows:
+        without = names.removeprefix("all but ")
+        listed = {name.replace("-", "_") for name in without.split(", ")}
+        if names.startswith("all"):
+            listed = set(jobs) - listed
+        for job in listed:
+            assert (job, key) not in table, f"{key} of {job} is listed twice"
+            table[job, key] = default or f'"{job}"'
+    want = {
+        (job, key): repr(value).replace("'", '"')
+        for job in jobs
+        for key, value in known({"job": job}).items()
+        # The recipes have tables of their own.
+        if not key.startswith("augment.") or key == "augment.recipe"
+    }
+    assert table == want
 
 
 def test_the_tables_of_recipes_are_complete_and_right():

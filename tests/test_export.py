@@ -103,9 +103,11 @@ def test_the_plain_operations_are_plain_only_within_the_block(monkeypatch):
 
 
 def test_an_input_type_that_is_not_offered_is_refused(network, tmp_path):
-    path, parts = tmp_path / "x", (*network, PREPROCESSING)
+    path, (model, variables) = tmp_path / "x", network
     with pytest.raises(ConfigError, match="'int8'; choose one of uint8, float32"):
-        export.export_stablehlo(path, *parts, input_dtype="int8")
+        export.export_stablehlo(
+            path, model, variables, PREPROCESSING, input_dtype="int8"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -157,9 +159,12 @@ def card_of(network, run, **changes):
 
 def test_a_card_states_figures_of_these_weights_with_their_protocol(network, run):
     text = card_of(network, run)
-    assert "| linear | top1 | 55.5 | epochs=100 |" in text
-    assert "| training run | linear_top1 | 84.12 | knn_k=20, resize=32 |" in text
-    assert "11.25" not in text
+    trained, probed = text.partition("## Figures")[2].split("###")[1:]
+    assert "| linear_top1 | 84.12 |" in trained and "| knn20_top1 | 80 |" in trained
+    assert "Protocol: knn_k=20, resize=32." in trained
+    assert "| top1 | 55.5 |" in probed and "Protocol: epochs=100." in probed
+    # Neither those of the untrained network, nor of other weights.
+    assert "| 70 |" not in text and "11.25" not in text
     assert "Left out, as they are of other weights: eval/knn.json." in text
     assert f"`{weights.fingerprint(network[1], 'resnet14')}`" in text
     assert "By sfrik on stl|" in text

@@ -72,9 +72,10 @@ def test_features_as_they_are_have_their_own_optimum(sets):
 
 
 def test_a_descent_that_was_cut_off_says_so(sets):
-    [row] = logreg.lbfgs(
-        sets[0], None, sets[2], num_classes=C, l2=[1e-6], max_iterations=3
-    ).rows
+    said: list[str] = []
+    settings: dict[str, Any] = {"l2": [1e-6], "max_iterations": 3, "say": said.append}
+    [row] = logreg.lbfgs(sets[0], None, sets[2], num_classes=C, **settings).rows
+    assert len(said) == 1 and "after 3 iterations, not converged" in said[0]
     assert row["iterations"] == 3 and not row["converged"]
     assert row["gradient_norm"] > 1e-5
 
@@ -190,6 +191,15 @@ def test_sgd_from_a_file_learns_as_much(sets, monkeypatch):
     got = logreg.sgd(*(Labelled(Stored(x), y) for x, y in sets), **SHORT)
     accuracies = [scores.figures(counted(result))["top1"] for result in (got, want)]
     assert accuracies[0] == pytest.approx(accuracies[1], abs=3)
+
+
+def test_constant_features_give_the_commonest_class(sets):
+    (x, y), _, (x_test, y_test) = sets
+    train = Labelled(np.full_like(x, 0.1), y)
+    test = Labelled(x_test, y_test)
+    result = logreg.lbfgs(train, None, test, num_classes=C, l2=[1e-2])
+    got = counted(result).confusion
+    assert got.sum(axis=0)[np.bincount(y).argmax()] == 300
 
 
 def test_choosing_on_the_final_split_is_refused(sets):

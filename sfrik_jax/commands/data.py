@@ -168,7 +168,7 @@ def preview(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {path}: the name must end in .png")
     if path.is_dir():
         raise OutputError(f"--out {path} is a directory; name a file")
-    config = configs.load(args.config, args.overrides)
+    config = configs.load_for("pretrain", args.config, args.overrides)
     configs.validate_here(config, devices=False)
     from sfrik_jax import pretrain as trainer
 

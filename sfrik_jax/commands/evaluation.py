@@ -110,12 +110,7 @@ def _config(args: argparse.Namespace) -> ConfigDict:
     overrides: list[Any] = list(args.overrides)
     if args.weights is not None:
         overrides.append(f"weights={args.weights}")
-    config = configs.load(args.config, overrides)
-    if config.job != args.job:
-        raise ConfigError(
-            f"--config {args.config} is for the command "
-            f"{config.job.replace('_', '-')}, not for {args.job.replace('_', '-')}"
-        )
+    config = configs.load_for(args.job, args.config, overrides)
     configs.validate(config)
     return config
 

@@ -40,7 +40,7 @@ def pretrain(args: argparse.Namespace) -> int:
     workdir = checked_output(workdir, "--workdir")
     if workdir.exists() and not workdir.is_dir():
         raise OutputError(f"--workdir {workdir} is a file; name a directory")
-    config = configs.load(args.config, args.overrides)
+    config = configs.load_for("pretrain", args.config, args.overrides)
     configs.validate_here(config)
     from sfrik_jax import pretrain as trainer
 

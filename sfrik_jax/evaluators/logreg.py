@@ -23,6 +23,7 @@ from sfrik_jax.evaluators.linear import STD_FLOOR
 FITS_BYTES = 2 << 30  # a train set up to this size goes to the device whole
 BUFFER_BYTES = 512 << 20  # of a larger one, this much at a time
 BLOCK = 256  # neighbouring rows that are read together
+Say = Callable[[str], None]
 
 
 def sgd(
@@ -37,6 +38,7 @@ def sgd(
     batch_size: int = 256,
     momentum: float = heads.MOMENTUM,
     seed: int = 0,
+    say: Say = lambda line: None,
 ) -> Result:
     """The original's recipe on features as they are, not standardised.
 
@@ -53,6 +55,7 @@ def sgd(
       validation: chooses among several settings; one alone needs none.
       batch_size: at most N are used.
       seed: of the initial weights and the order.
+      say: gets a line for each epoch.
     Raises: ConfigError for impossible settings, shapes, labels, non-finite features,
       and for several settings without a validation set; NonFiniteError when every head
       diverges.
@@ -79,6 +82,7 @@ def sgd(
             # The next buffer is read while the device still trains on this one.
             jax.block_until_ready(carry)
             carry = _steps(carry, x, labels, order, cosine * rates, decays, momentum)
+        say(f"epoch {number + 1} of {epochs}")
     rows = [{"learning_rate": r, "weight_decay": w} for r, w in settings]
     return choosing.answer(carry[0], rows, validation, test)
 
@@ -94,6 +98,7 @@ def lbfgs(
     tolerance: float = 1e-5,
     max_iterations: int = 1000,
     mesh: Mesh | None = None,
+    say: Say = lambda line: None,
 ) -> Result:
     """Multinomial logistic regression to its optimum, for each regularisation.
 
@@ -108,6 +113,7 @@ def lbfgs(
         a typical feature's. W is penalised in these units.
       tolerance: of the gradient's Euclidean norm, where the descent ends.
       mesh: its `data` axis shares the examples; every process gives the same sets.
+      say: gets a line for each l2.
     Returns: rows hold "l2", "objective", "gradient_norm", "iterations", "converged".
     Raises: as `sgd`.
     """
@@ -133,6 +139,11 @@ def lbfgs(
             evaluate, fitted, tolerance=tolerance, max_iterations=max_iterations
         )
         rows.append({"l2": strength} | row)
+        say(
+            f"l2 {strength:g}: objective {row['objective']:.6f}, gradient norm "
+            f"{row['gradient_norm']:.1e} after {row['iterations']} iterations"
+            + ("" if row["converged"] else ", not converged")
+        )
         kernel, bias = (np.asarray(leaf) for leaf in fitted)
         # (x - shift) scale W + b = x (scale W) + (b - shift scale W)
         kernels.append(scale[:, None, None] * kernel)
@@ -180,8 +191,7 @@ def _shuffled(train: Labelled, batch_size: int) -> Callable[..., Iterator[tuple]
 
 @partial(jax.jit, donate_argnums=0)
 def _steps(carry, x, labels, order, rates, decays, momentum):
-    """Trains heads and velocity (`carry`) on the rows x[order[i]], one batch after
-    another."""
+    """Trains heads and velocity (`carry`) on the batches x[order[0]], x[order[1]], …"""
 
     def step(carry, rows):
         fitted, velocity = carry
@@ -214,7 +224,8 @@ def _standardisation(train: Labelled, wanted: bool) -> tuple[np.ndarray, np.ndar
         squares += np.square(moved).sum(axis=0)
     std = np.sqrt(np.maximum(squares / count - np.square(total / count), 0))
     floor = STD_FLOOR * np.sqrt(np.mean(np.square(std)))
-    return middle + total / count, 1 / np.maximum(std, max(floor, 1e-12))
+    # Where every feature is constant there is nothing to scale.
+    return middle + total / count, 1 / np.maximum(std, floor if floor > 0 else 1.0)
 
 
 def _objective(train, shift, scale, num_classes: int, mesh: Mesh | None):

@@ -16,8 +16,10 @@ from ml_collections import ConfigDict
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax import optim
 from sfrik_jax.evaluators import heads as linear_heads
+from sfrik_jax.jobs import bench as benches
 from sfrik_jax.jobs import supervised
-from sfrik_jax.jobs.supervised import Bench, Recipe, Scored
+from sfrik_jax.jobs.bench import Bench, Scored
+from sfrik_jax.jobs.supervised import Recipe
 
 
 class TunedState(NamedTuple):
@@ -61,8 +63,8 @@ def recipe(bench: Bench) -> Recipe:
             "params": state.params["backbone"],
             "batch_stats": state.batch_stats,
         }
-        blocks = supervised.encoded(bench, part, bench.encoder(variables))
-        return supervised.score(state.params["head"], blocks, bench.num_classes)
+        blocks = benches.encoded(bench, part, bench.encoder(variables))
+        return benches.score(state.params["head"], blocks, bench.num_classes)
 
     rates = {
         "backbone_learning_rate": settings.backbone_learning_rate,

@@ -8,18 +8,15 @@ gauges look at the first one.
 import contextlib
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
 from sfrik_jax import augment, models
-from sfrik_jax import config as configs
+from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.opening import SubsetSource
@@ -28,46 +25,27 @@ from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
 from sfrik_jax.evaluators import gauges
 from sfrik_jax.interrupts import Stop
-from sfrik_jax.jobs import features as feature_job
-from sfrik_jax.jobs import parts as parts_of
-from sfrik_jax.jobs import results
+from sfrik_jax.jobs.answers import Answer
+from sfrik_jax.jobs.features import Opened
 from sfrik_jax.subject import Subject
 
-Network = Callable[[jax.Array], dict[str, jax.Array]]
 
-
-def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
-    """Measures the gauges and returns the record that it wrote."""
-    with Stop() as stop:
-        job = feature_job.open_job(config)
-        source = spread(job.parts["train"], config.gauges.images)
-        size = job.size.image_size
-        views = tuple(
-            dataclasses.replace(
-                view,
-                mean=tuple(job.subject.preprocessing["mean"]),
-                std=tuple(job.subject.preprocessing["std"]),
-            )
-            for view in view_recipes.build(size, **config.augment)
-        )
-        seen = two_views(job.subject, source, views, config, stop)
-        figures = {
-            f"{kind}/{key}": value
-            for kind, (first, second) in seen.items()
-            for key, value in gauges.all_gauges(first, second).items()
-        }
-        figures["images"] = len(next(iter(seen.values()))[0])
-        settings = configs.flatten(config)
-        results.write(
-            workdir,
-            name,
-            job="gauges",
-            figures=figures,
-            protocol={k: v for k, v in settings.items() if k not in ("weights",)},
-            weights=job.subject.about,
-            data=json.loads(json.dumps(parts_of.describe({"train": source}))),
-        )
-    return results.read(workdir, name)
+def measure(job: Opened, stop: Stop) -> Answer:
+    """The gauges of features, and of embeddings where the weights are a run's."""
+    source = spread(job.parts["train"], job.config.gauges.images)
+    statistics = {k: tuple(job.subject.preprocessing[k]) for k in ("mean", "std")}
+    views = tuple(
+        dataclasses.replace(view, **statistics)
+        for view in view_recipes.build(job.size.image_size, **job.config.augment)
+    )
+    seen = two_views(job, source, views, stop)
+    figures = {
+        f"{kind}/{key}": value
+        for kind, (first, second) in seen.items()
+        for key, value in gauges.all_gauges(first, second).items()
+    }
+    count = len(next(iter(seen.values()))[0])
+    return Answer(figures | {"gauges/images": count}, {})
 
 
 def spread(source: Source, count: int) -> Source:
@@ -79,17 +57,13 @@ def spread(source: Source, count: int) -> Source:
 
 
 def two_views(
-    subject: Subject,
-    source: Source,
-    views: tuple[View, ...],
-    config: ConfigDict,
-    stop: Stop,
+    job: Opened, source: Source, views: tuple[View, ...], stop: Stop
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Outputs of the network for two views of each picture, float32 [n, d] each.
 
     A last partial batch is left out: n is a multiple of the batch.
     """
-    mesh = feature_job.own_mesh(config)
+    config, mesh = job.config, job.mesh
     batch_size = min(config.features.batch_size, len(source))
     batch_size -= batch_size % mesh.size
     loader = TrainLoader(
@@ -100,7 +74,7 @@ def two_views(
         workers=config.data.workers,
         mesh=mesh,
     )
-    network = _network(subject, views, config.seed)
+    network = _network(job.subject, views, config.seed, mesh)
     seen: dict[str, list[list[np.ndarray]]] = {}
     total = loader.steps_per_epoch
     with (
@@ -120,7 +94,7 @@ def two_views(
     }
 
 
-def _network(subject: Subject, views: tuple[View, ...], seed: int):
+def _network(subject: Subject, views: tuple[View, ...], seed: int, mesh: Mesh):
     """batch -> {"features": two of [B, d], "embeddings": two of [B, q]}, jitted."""
     dtype = subject.backbone.dtype
     state, model = subject.state, None
@@ -129,6 +103,7 @@ def _network(subject: Subject, views: tuple[View, ...], seed: int):
         sections = subject.config.model.to_dict() | {"dtype": str(np.dtype(dtype))}
         model = models.build(**sections)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = mesh_lib.replicate(variables, mesh)
 
     def one(variables, images):
         if model is None:

@@ -16,8 +16,10 @@ from ml_collections import ConfigDict
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.evaluators import heads as linear_heads
 from sfrik_jax.evaluators.heads import Heads
+from sfrik_jax.jobs import bench as benches
 from sfrik_jax.jobs import supervised
-from sfrik_jax.jobs.supervised import Bench, Recipe, Scored
+from sfrik_jax.jobs.bench import Bench, Scored
+from sfrik_jax.jobs.supervised import Recipe
 
 
 class ProbeState(NamedTuple):
@@ -44,12 +46,12 @@ def recipe(bench: Bench) -> Recipe:
     encode = bench.encoder(bench.subject.variables)
 
     def evaluate(state: ProbeState, part: str) -> Scored:
-        blocks = supervised.encoded(bench, part, encode)
+        blocks = benches.encoded(bench, part, encode)
         if part == "val":
             # Frozen: the features of one pass serve all epochs.
             cache[part] = cache.get(part) or list(blocks)
             blocks = iter(cache[part])
-        return supervised.score(state.heads, blocks, bench.num_classes)
+        return benches.score(state.heads, blocks, bench.num_classes)
 
     def first() -> ProbeState:
         heads = linear_heads.init(

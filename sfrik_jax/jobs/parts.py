@@ -1,11 +1,13 @@
 """The pictures of a job: the parts to learn from, to choose on and to test on."""
 
+import json
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from sfrik_jax import config as configs
 from sfrik_jax.data import opening
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.images import named_batches
@@ -115,9 +117,20 @@ def pictures(
     )
 
 
-def describe(parts: dict[str, Source]) -> dict[str, Any]:
-    """What the parts are, for the record of a figure."""
-    return {
+def identity(
+    config: ConfigDict, subject: Subject, parts: dict[str, Source], size: Sizes
+) -> dict[str, Any]:
+    """All that a figure depends on, as JSON gives it back.
+
+    "protocol" are the settings, with the sizes and the normalisation that were taken
+    from the weights; "weights" what is evaluated; "data" the parts.
+    """
+    settings = configs.flatten(config)
+    free = (*configs.RESUME_FREE, "weights", "data.path", "features.shard_rows")
+    protocol = {k: v for k, v in settings.items() if not k.startswith(free)}
+    protocol |= {"data.image_size": size.image_size, "data.resize": size.resize}
+    protocol |= {f"data.{k}": subject.preprocessing[k] for k in ("mean", "std")}
+    data = {
         name: {
             "images": len(part),
             "fingerprint": part.fingerprint,
@@ -125,3 +138,5 @@ def describe(parts: dict[str, Source]) -> dict[str, Any]:
         }
         for name, part in parts.items()
     }
+    whole = {"protocol": protocol, "weights": subject.about, "data": data}
+    return json.loads(json.dumps(whole))

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sfrik_jax.evaluators import scores
 from sfrik_jax.rundir import about_this_process, write_whole
 
 FOLDER = "eval"
+MOST_CLASSES = 100  # whose confusion matrix stands in the record itself
 
 
 def directory(workdir: Path, name: str) -> Path:
@@ -29,39 +33,66 @@ def read(workdir: Path, name: str) -> dict[str, Any]:
         return {}
 
 
+def done(workdir: Path, name: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the same weights, data and protocol; empty when there is none."""
+    earlier = read(workdir, name)
+    same = {key: earlier.get(key) for key in identity} == identity
+    return earlier if same else {}
+
+
 def write(
     workdir: Path,
     name: str,
     *,
     job: str,
     figures: Mapping[str, Any],
-    protocol: Mapping[str, Any],
-    weights: Mapping[str, Any],
-    data: Mapping[str, Any],
-    details: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes the record of a job's figures, whole or not at all.
+    identity: Mapping[str, Any],
+    details: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the record of a job's figures, whole or not at all, and returns it.
 
     Args:
       figures: by name; accuracies in %.
-      protocol: everything that a figure depends on besides weights and data.
-      weights: as `Subject.about` states them. data: of each part.
+      identity: what they depend on, see `parts.identity`.
       details: of the job: what was compared, figures of each class.
     """
     record = {
         "name": name,
         "job": job,
         "figures": figures,
-        "protocol": protocol,
-        "weights": weights,
-        "data": data,
-        **(details or {}),
+        **identity,
+        **details,
         "session": about_this_process(),
     }
     path = path_of(workdir, name)
     path.parent.mkdir(parents=True, exist_ok=True)
+    matrix = record.get("confusion", [])
+    if len(matrix) > MOST_CLASSES:
+        # As text the matrix of ImageNet's classes would be 10 MB and 10^6 lines.
+        file = directory(workdir, name) / "confusion.npy"
+        np.save(file, np.asarray(matrix, np.int64))
+        record["confusion"] = str(file.relative_to(path.parent))
     write_whole(path, json.dumps(_finite(record), indent=2) + "\n")
-    return path
+    return read(workdir, name)
+
+
+def class_details(
+    counts: scores.Counts, names: list[str] | None, most: int = 20
+) -> dict[str, Any]:
+    """Top-1 of each class, the confusion matrix, and the commonest mistakes."""
+    names = names or [str(number) for number in range(len(counts.top5))]
+    per_class = scores.per_class(counts)
+    return {
+        "per_class": {
+            name: None if np.isnan(value) else round(float(value), 2)
+            for name, value in zip(names, per_class, strict=True)
+        },
+        "most_confused": [
+            {"true": names[true], "predicted": names[taken], "images": images}
+            for true, taken, images in scores.most_confused(counts, most)
+        ],
+        "confusion": counts.confusion.tolist(),
+    }
 
 
 def _finite(value: Any) -> Any:
@@ -78,17 +109,44 @@ def show(record: Mapping[str, Any], path: Path) -> None:
     weights = record["weights"]
     step = f", step {weights['step']}" if "step" in weights else ""
     print(f"{record['job']} of {weights['path']}{step} ({weights['sha256'][:12]})")
-    for row in rows(record["figures"]):
-        print("  ".join(row))
+    compared = record.get("compared", [])
+    if len(compared) > 1:
+        chosen = record["chosen"]
+        marked = [{**row, "chosen": "*" if row == chosen else ""} for row in compared]
+        print("\n".join(columns(marked)))
+    if "table" in record:
+        print("\n".join(columns(record["table"])))
+    told = {key for row in record.get("table", []) for key in row}
+    lines = [
+        (name, value)
+        for name, value in intervals(record["figures"]).items()
+        if "table" not in record or not _in_table(name, told)
+    ]
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, value in lines:
+        print(f"{name.ljust(width)}  {value}")
     print(path)
 
 
-def rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values as texts of one width each."""
-    shown = {name: _text(value) for name, value in figures.items()}
-    width = max(map(len, shown), default=0)
-    digits = max(map(len, shown.values()), default=0)
-    return [(name.ljust(width), text.rjust(digits)) for name, text in shown.items()]
+def _in_table(name: str, told: set[str]) -> bool:
+    """Whether a figure such as knn/top1_k20 stands in the table of the job."""
+    short = name.rpartition("/")[2]
+    return any(short.startswith(f"{key}_") for key in told)
+
+
+def intervals(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Figures as texts; NAME_low and NAME_high stand behind NAME."""
+    ends = {f"{name}_{end}" for name in figures for end in ("low", "high")}
+    texts = {}
+    for name, value in figures.items():
+        if name in ends:
+            continue
+        text = _text(value)
+        if f"{name}_low" in figures:
+            low, high = (_text(figures[f"{name}_{end}"]) for end in ("low", "high"))
+            text = f"{text}  ({low} … {high})"
+        texts[name] = text
+    return texts
 
 
 def columns(table: Sequence[Mapping[str, Any]]) -> list[str]:

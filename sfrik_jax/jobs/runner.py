@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from sfrik_jax.jobs import finetune, gauges, linear, results, stored
+from sfrik_jax.jobs import finetune, linear, results, stored
 
 JOBS = {
     "linear": linear.linear,
@@ -15,7 +15,7 @@ JOBS = {
     "knn": stored.run,
     "logreg": stored.run,
     "voc_svm": stored.run,
-    "gauges": gauges.run,
+    "gauges": stored.run,
 }
 
 

@@ -1,39 +1,42 @@
-"""Jobs on stored features: kNN, logistic regression, and the SVMs of VOC07."""
+"""Jobs on features: kNN, logistic regression, the SVMs of VOC07, and gauges."""
 
-import json
-import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from sfrik_jax import config as configs
-from sfrik_jax.errors import ConfigError
-from sfrik_jax.evaluators import knn, logreg, scores, voc_svm
-from sfrik_jax.evaluators.choosing import Labelled, Result
-from sfrik_jax.feature_set import FeatureSet
 from sfrik_jax.interrupts import Stop
+from sfrik_jax.jobs import answers, gauges, results
 from sfrik_jax.jobs import features as feature_job
 from sfrik_jax.jobs import parts as parts_of
-from sfrik_jax.jobs import results
+from sfrik_jax.jobs.answers import Answer, Sets
 from sfrik_jax.jobs.features import Opened
-from sfrik_jax.jobs.supervised import class_details
 from sfrik_jax.locks import Lock
 
-Sets = Mapping[str, FeatureSet]
+
+class Kind(NamedTuple):
+    """A job on features.
+
+    Attributes:
+      check: refuses parts that do not suit it, before anything is computed.
+      compute: from stored features of all parts.
+      look: from the pictures themselves, for a job that stores no features.
+    """
+
+    check: Callable[[Opened], None]
+    compute: Callable[[Opened, Sets], Answer] | None = None
+    look: Callable[[Opened, Stop], Answer] | None = None
 
 
-class Answer(NamedTuple):
-    """What a job found: figures by name, and details for the record."""
-
-    figures: dict[str, Any]
-    details: dict[str, Any]
-
-
-Compute = Callable[[Opened, Sets], Answer]
+KINDS = {
+    "features": Kind(answers.any_labels, answers.features),
+    "knn": Kind(answers.one_label, answers.nearest_neighbours),
+    "logreg": Kind(answers.one_label, answers.logistic_regression),
+    "voc_svm": Kind(answers.tested, answers.vector_machines),
+    "gauges": Kind(answers.any_labels, look=gauges.measure),
+}
 
 
 def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
@@ -43,203 +46,32 @@ def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
     it is. Of several processes the first one computes; the others make their share of
     the features and return an empty record.
     """
-    place = results.directory(workdir, name)
+    place, kind = results.directory(workdir, name), KINDS[config.job]
     with Stop() as stop:
         place.mkdir(parents=True, exist_ok=True)
         # Processes of one job work side by side, each under a lock of its own.
         lock = place / f"lock-{jax.process_index()}"
         with Lock(lock, f"the job {place}", "wait for it, or give a --name"):
             job = feature_job.open_job(config)
-            identity = _identity(job)
-            earlier = results.read(workdir, name)
-            if {key: earlier.get(key) for key in identity} == identity:
+            identity = parts_of.identity(config, job.subject, job.parts, job.size)
+            earlier = results.done(workdir, name, identity)
+            if earlier:
                 return earlier
-            compute, check = COMPUTE[config.job]
-            check(job)
-            sets = feature_job.make(job, workdir, stop)
-            if jax.process_index() > 0:
-                return {}
-            answer = compute(job, sets)
+            kind.check(job)
+            if kind.look is not None:
+                answer = kind.look(job, stop)
+            else:
+                sets = feature_job.make(job, workdir, stop)
+                if jax.process_index() > 0:
+                    return {}
+                assert kind.compute is not None
+                answer = kind.compute(job, sets)
             stop.check("after its figures were made, before they were stored")
-            results.write(
+            return results.write(
                 workdir,
                 name,
                 job=config.job,
                 figures=answer.figures,
                 details=answer.details,
-                **identity,
+                identity=identity,
             )
-    return results.read(workdir, name)
-
-
-def _identity(job: Opened) -> dict[str, Any]:
-    """Protocol, weights and data of the figures, as JSON gives them back."""
-    settings = configs.flatten(job.config)
-    free = (*configs.RESUME_FREE, "weights", "data.path", "features.shard_rows")
-    kept = {k: v for k, v in settings.items() if not k.startswith(free)}
-    kept |= {"data.image_size": job.size.image_size, "data.resize": job.size.resize}
-    kept |= {f"data.{k}": job.subject.preprocessing[k] for k in ("mean", "std")}
-    whole = {
-        "protocol": kept,
-        "weights": job.subject.about,
-        "data": parts_of.describe(job.parts),
-    }
-    return json.loads(json.dumps(whole))
-
-
-def compute_features(job: Opened, sets: Sets) -> Answer:
-    """No figure: where the features are, and what they are of."""
-    figures = {f"features/{part}_images": len(each) for part, each in sets.items()}
-    places = {part: str(each.path) for part, each in sets.items()}
-    dim = next(iter(sets.values())).shape[1]
-    return Answer(figures | {"features/dimension": dim}, {"places": places})
-
-
-def compute_knn(job: Opened, sets: Sets) -> Answer:
-    """Weighted kNN for every k, on "val" and on "test"."""
-    settings = job.config.knn
-    train = sets["train"]
-    figures: dict[str, Any] = {}
-    for part in ("val", "test"):
-        if part not in sets:
-            continue
-        prefix = "knn/val_" if part == "val" else "knn/"
-        found = knn.classify(
-            train,
-            train.labels,
-            sets[part],
-            sets[part].labels,
-            k=tuple(settings.k),
-            temperature=settings.temperature,
-            num_classes=parts_of.classes(job.parts),
-            mesh=job.mesh,
-        )
-        for k, values in found.items():
-            figures |= {f"{prefix}{name}_k{k}": v for name, v in values.items()}
-            images = len(sets[part])
-            hits = round(values["top1"] * images / 100)
-            low, high = scores.wilson(hits, images)
-            figures |= {
-                f"{prefix}top1_low_k{k}": 100 * low,
-                f"{prefix}top1_high_k{k}": 100 * high,
-            }
-        figures[f"{prefix}images"] = len(sets[part])
-    return Answer(figures, {})
-
-
-def compute_logreg(job: Opened, sets: Sets) -> Answer:
-    """Logistic regression by the solver of the settings."""
-    settings = job.config.logreg
-    labelled = {part: Labelled(each, each.labels) for part, each in sets.items()}
-    train, val, test = labelled["train"], labelled.get("val"), labelled.get("test")
-    common = {"num_classes": parts_of.classes(job.parts)}
-    if settings.solver == "sgd":
-        found = logreg.sgd(
-            train,
-            val,
-            test,
-            learning_rates=tuple(settings.learning_rates),
-            weight_decays=tuple(settings.weight_decays),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            momentum=settings.momentum,
-            seed=job.config.seed,
-            **common,
-        )
-    else:
-        found = logreg.lbfgs(
-            train,
-            val,
-            test,
-            l2=tuple(settings.l2),
-            standardise=settings.standardize,
-            tolerance=settings.tolerance,
-            max_iterations=settings.max_iterations,
-            mesh=job.mesh,
-            **common,
-        )
-    return _answer_of(found, job)
-
-
-def _answer_of(found: Result, job: Opened) -> Answer:
-    figures: dict[str, Any] = {}
-    details: dict[str, Any] = {"compared": found.rows}
-    chosen = found.rows[found.chosen]
-    details["chosen"] = chosen
-    if "val_top1" in chosen:
-        figures["logreg/val_top1"] = chosen["val_top1"]
-    if found.counts is not None:
-        figures |= {f"logreg/{k}": v for k, v in scores.figures(found.counts).items()}
-        details |= class_details(found.counts, job.parts["train"].class_names)
-    return Answer(figures, details)
-
-
-def compute_voc_svm(job: Opened, sets: Sets) -> Answer:
-    """A machine for each class, and of few images of each."""
-    settings = job.config.svm
-    test = sets["test"]
-    given = (sets["train"], sets["train"].labels, test, test.labels)
-    say = partial(print, file=sys.stderr, flush=True)
-    whole = voc_svm.evaluate(
-        *given, costs=tuple(settings.costs), seed=job.config.seed, say=say
-    )
-    names = job.parts["train"].class_names or list(
-        map(str, range(len(whole["classes"])))
-    )
-    figures = {f"voc_svm/{key}": whole[key] for key in ("map_voc07", "map_area")}
-    details: dict[str, Any] = {
-        "per_class": dict(zip(names, whole["classes"], strict=True)),
-    }
-    if settings.low_shot:
-        details["low_shot"] = voc_svm.low_shot(
-            *given,
-            shots=tuple(settings.low_shot),
-            samples=settings.low_shot_samples,
-            cost=settings.low_shot_cost,
-            seed=job.config.seed,
-            say=say,
-        )
-        figures |= {
-            f"voc_svm/map_voc07_{row['shots']}_shots": row["map_voc07"]
-            for row in details["low_shot"]
-        }
-    return Answer(figures, details)
-
-
-def _any_labels(job: Opened) -> None:
-    """Features are made of pictures without labels too."""
-
-
-def _one_label(job: Opened) -> None:
-    """Every part has labels, one of the same classes for each picture."""
-    parts_of.classes(job.parts)
-    several = [name for name, part in job.parts.items() if part.multi_label]
-    if several:
-        raise ConfigError(
-            f"the part {several[0]} has several classes in a picture; the command "
-            "voc-svm is for such sets"
-        )
-
-
-def _several_labels(job: Opened) -> None:
-    """The parts to train and to test on have any number of classes in a picture."""
-    parts_of.classes(job.parts)
-    one = [name for name, part in job.parts.items() if not part.multi_label]
-    if one:
-        raise ConfigError(
-            f"the part {one[0]} has one class a picture; voc-svm needs a set with "
-            "several, such as voc/2007"
-        )
-    if "test" not in job.parts:
-        raise ConfigError(
-            "data.test_split=''; voc-svm needs one: costs are chosen by "
-            "cross-validation on the train split"
-        )
-
-
-COMPUTE: dict[str, tuple[Compute, Callable[[Opened], None]]] = {
-    "features": (compute_features, _any_labels),
-    "knn": (compute_knn, _one_label),
-    "logreg": (compute_logreg, _one_label),
-    "voc_svm": (compute_voc_svm, _several_labels),
-}

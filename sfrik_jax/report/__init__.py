@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik_jax.errors import OutputError
-from sfrik_jax.report import accuracy, curves, page
+from sfrik_jax.report import accuracy, curves, evaluations, page
 from sfrik_jax.report.run import Run, finite, load
 from sfrik_jax.report.verdict import verdict
 
@@ -49,8 +49,9 @@ PICTURES = {
 def write_report(workdir: str | Path) -> Path:
     """Writes report.html into a run directory and returns its path.
 
-    Reads config.json, run.json, metrics.jsonl, summary.json and pictures/*.png. A run
-    without labels or one that has not finished gives a page that says so.
+    Reads config.json, run.json, metrics.jsonl, summary.json, pictures/*.png and
+    eval/*.json, of which a damaged one is named and left out. A run without labels or
+    one that has not finished gives a page that says so.
 
     Raises: MissingInputError (no such run), CorruptInputError (broken JSON),
       OutputError (the page cannot be written).
@@ -75,6 +76,7 @@ def _sections(run: Run) -> Iterator[str]:
         about=_about(run),
     )
     yield from accuracy.sections(run)
+    yield from evaluations.sections(run)
     yield from _training(run)
     yield from _pictures(run)
     yield page.section("The run", html=_facts(run))

@@ -79,9 +79,24 @@ th, td {
 thead th { color: var(--muted); font-size: .82rem; font-weight: 500; }
 tbody th { font-weight: 400; }
 th.number, td.number { text-align: right; }
-td.number { white-space: nowrap; }
+td.number, thead th.number { white-space: nowrap; }
 tr.own th, tr.own td { font-weight: 650; }
 tr.own { background: var(--tint); }
+table:has(.small) thead th.number { width: 1%; }
+tr:has(+ .small) > * { border-bottom: 0; padding-bottom: 0; }
+.small td { padding-top: .1rem; color: var(--muted); font-size: .8rem; }
+.scroll + .scroll { margin-top: 1.8rem; }
+.heat { font-size: .82rem; font-variant-numeric: tabular-nums; }
+.heat th, .heat td { padding: .28rem .2rem; }
+.heat tbody td { min-width: 1.9rem; text-align: center; }
+.heat thead th { text-align: center; white-space: nowrap; }
+.heat thead th:first-child, .heat tbody th { text-align: left; white-space: nowrap; }
+.heat tbody th { padding-right: .7rem; }
+.heat td.right, .heat td.wrong {
+  background: color-mix(in srgb, var(--hue) var(--share), var(--ground));
+}
+.heat td.right { --hue: var(--accent); }
+.heat td.wrong { --hue: var(--second); }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto 0 0; }
 @media (min-width: 64rem) { img { image-rendering: pixelated; } }
 dl {
@@ -91,6 +106,7 @@ dl {
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
 details { margin-top: 1.4rem; font-size: .92rem; }
+details > .scroll { margin-top: .9rem; }
 summary { cursor: pointer; color: var(--accent); }
 pre {
   margin: .7rem 0 0; padding: .9rem 1rem; overflow-x: auto; background: var(--card);
@@ -141,9 +157,17 @@ def group(kind: str, html: Iterable[str]) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], *, own: int, label: str
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    own: int,
+    label: str,
+    notes: Sequence[str] = (),
 ) -> str:
-    """A table whose first column names the row; row number `own` is emphasised."""
+    """A table whose first column names the row; row number `own` is emphasised.
+
+    Args: notes: small print below each row; "" for none.
+    """
     first, *others = (escape(cell) for cell in head)
     cells = "".join(f'<th scope="col" class="number">{cell}</th>' for cell in others)
     body = "".join(
@@ -151,12 +175,66 @@ def table(
         + f'<th scope="row">{escape(row[0])}</th>'
         + "".join(f'<td class="number">{escape(cell)}</td>' for cell in row[1:])
         + "</tr>"
+        + (_small_print(notes[i], len(head)) if notes and notes[i] else "")
         for i, row in enumerate(rows)
     )
+    return _scrolled(
+        f'<table><thead><tr><th scope="col">{first}</th>{cells}</tr></thead>'
+        f"<tbody>{body}</tbody></table>",
+        label,
+    )
+
+
+def _small_print(note: str, columns: int) -> str:
+    return f'<tr class="small"><td colspan="{columns}">{escape(note)}</td></tr>'
+
+
+def heat_table(
+    names: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    last: Sequence[str],
+    *,
+    head: tuple[str, str],
+    label: str,
+) -> str:
+    """A square table of counts, coloured by their share of the row.
+
+    Columns have the number of the row that has the name. The colour is mixed at half
+    the root of the share, so that rare mistakes show and text stays readable.
+
+    Args: last: a text for each row, in the last column; head: of the outer columns.
+    """
+    numbers = "".join(
+        f'<th scope="col" title="{escape(name)}">{i}</th>'
+        for i, name in enumerate(names, 1)
+    )
+    body = "".join(
+        f'<tr><th scope="row">{i + 1}\u2002{escape(name)}</th>'
+        + "".join(_heat_cell(n, sum(row), i == j) for j, n in enumerate(row))
+        + f'<td class="number">{escape(last[i])}</td></tr>'
+        for i, (name, row) in enumerate(zip(names, counts, strict=True))
+    )
+    first, final = map(escape, head)
+    return _scrolled(
+        f'<table class="heat"><thead><tr><th scope="col">{first}</th>{numbers}'
+        f'<th scope="col">{final}</th></tr></thead><tbody>{body}</tbody></table>',
+        label,
+    )
+
+
+def _heat_cell(count: int, total: int, diagonal: bool) -> str:
+    if not count:
+        return "<td>·</td>"
+    share = 50 * (count / total) ** 0.5
+    kind = "right" if diagonal else "wrong"
+    return f'<td class="{kind}" style="--share: {share:.0f}%">{count:,}</td>'
+
+
+def _scrolled(html: str, label: str) -> str:
+    """A part that is scrolled sideways where the page is narrow."""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f'<table><thead><tr><th scope="col">{first}</th>{cells}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"{html}</div>"
     )
 
 
@@ -193,10 +271,12 @@ def definitions(pairs: Iterable[tuple[str, str]]) -> str:
 
 def collapsed(title: str, text: str) -> str:
     """Preformatted text that opens on a click."""
-    return (
-        f"<details><summary>{escape(title)}</summary>"
-        f'<pre tabindex="0">{escape(text)}</pre></details>'
-    )
+    return opened(title, html=[f'<pre tabindex="0">{escape(text)}</pre>'])
+
+
+def opened(title: str, *, html: Iterable[str]) -> str:
+    """Parts that open on a click."""
+    return f"<details><summary>{escape(title)}</summary>{''.join(html)}</details>"
 
 
 def code(text: str) -> str:

@@ -166,34 +166,37 @@ def _training(run: Path) -> str:
 
 def _figures(run: Path, sha256: str) -> str:
     """Figures of these weights with their protocols; those of others are only named."""
-    rows, others = [], []
-    if (summary := _json(run / "summary.json")) and "protocol" in summary:
-        if _summary_is_of(run, summary, sha256):
-            protocol = _protocol(summary["protocol"])
-            names = [key for key in summary if key.endswith(("top1", "top5"))]
-            rows += [("training run", key, summary[key], protocol) for key in names]
-        else:
-            others.append("summary.json")
+    parts, others = ["## Figures\n"], []
+    for name, of_these, title, figures, protocol in _records(run, sha256):
+        if not of_these:
+            others.append(name)
+            continue
+        settings = ", ".join(f"{key}={_text(v)}" for key, v in _flat(protocol))
+        parts.append(f"### {_text(title)}\n")
+        parts.append(_table(("figure", "value"), _flat(figures)))
+        parts.append(f"Protocol: {settings}.\n" if settings else "")
+    if len(parts) == 1:
+        parts.append("None has been measured with these weights.\n")
+    if others:
+        parts.append(f"Left out, as they are of other weights: {', '.join(others)}.\n")
+    return "\n".join(part for part in parts if part)
+
+
+def _records(run: Path, sha256: str) -> Iterator[tuple[str, bool, str, Any, Any]]:
+    """File, whether it is of these weights, title, figures and protocol."""
+    summary = _json(run / "summary.json")
+    # The baselines beside them are not of these weights.
+    figures = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
+    if figures:
+        own = _summary_is_of(run, summary, sha256)
+        title = "at the end of training"
+        yield "summary.json", own, title, figures, summary.get("protocol", {})
     for path in sorted((run / "eval").glob("*.json")):
         record = _json(path)
-        figures = record.get("figures")
-        if not isinstance(figures, dict):
-            continue
-        if record.get("weights", {}).get("sha256") != sha256:
-            others.append(f"eval/{path.name}")
-            continue
-        protocol = _protocol(record.get("protocol", {}))
-        title = record.get("name", path.stem)
-        rows += [(title, key, value, protocol) for key, value in sorted(_flat(figures))]
-    text = "## Figures\n\n"
-    text += (
-        _table(("evaluation", "figure", "value", "protocol"), rows)
-        if rows
-        else "None has been measured with these weights.\n"
-    )
-    if others:
-        text += f"\nLeft out, as they are of other weights: {', '.join(others)}.\n"
-    return text
+        if isinstance(record.get("figures"), dict):
+            own = record.get("weights", {}).get("sha256") == sha256
+            title, protocol = record.get("name", path.stem), record.get("protocol", {})
+            yield f"eval/{path.name}", own, title, record["figures"], protocol
 
 
 def _summary_is_of(run: Path, summary: Mapping[str, Any], sha256: str) -> bool:
@@ -229,10 +232,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _protocol(protocol: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_text(value)}" for key, value in _flat(protocol))
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

@@ -1,0 +1,177 @@
+"""What a supervised job works on: crops to train with, parts to score heads on."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sfrik_jax import augment
+from sfrik_jax import config as configs
+from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.data.sources import Source
+from sfrik_jax.data.views import View
+from sfrik_jax.errors import ConfigError, CorruptInputError
+from sfrik_jax.evaluators import heads as linear_heads
+from sfrik_jax.evaluators import scores
+from sfrik_jax.evaluators.features import Encode, pairs
+from sfrik_jax.evaluators.heads import Heads
+from sfrik_jax.image_set import BATCH_SIZE
+from sfrik_jax.jobs import parts as parts_of
+from sfrik_jax.subject import Subject, open_subject
+
+Pictures = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+class Bench(NamedTuple):
+    """What a supervised job works with, opened from its configuration.
+
+    Attributes:
+      view: the random crop to train on.
+      labels: of the part "train", int32 [N], on each device.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    subject: Subject
+    parts: dict[str, Source]
+    size: parts_of.Sizes
+    num_classes: int
+    view: View
+    loader: TrainLoader
+    labels: jax.Array
+    steps_per_epoch: int
+
+    def pictures(self, part: str, batch_size: int) -> Pictures:
+        """A part as it is evaluated, without the names."""
+        named = parts_of.pictures(self.parts[part], self.config, self.size, batch_size)
+        with contextlib.closing(named):
+            for images, labels, _ in named:
+                assert labels is not None  # looked at when the part was opened
+                yield images, labels
+
+    def crops(self, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Normalised crops [B, S, S, 3] of a batch, and their labels [B]; traceable."""
+        (group,) = augment.make_views(
+            batch, (self.view,), self.config.seed, self.subject.backbone.dtype
+        )
+        group = jax.lax.with_sharding_constraint(
+            group, mesh_lib.batch_sharding(self.mesh)
+        )
+        return group[:, 0], self.labels[batch["index"]]
+
+    def encoder(self, variables: Any) -> Encode:
+        """Features of uint8 pictures with the backbone in eval mode."""
+        return self.subject.encoder(self.mesh, variables)
+
+
+def open_bench(config: ConfigDict) -> Bench:
+    """Opens weights and pictures. Nothing compiles.
+
+    Raises:
+      SfrikError: the weights, the pictures or the settings do not do.
+    """
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.model)
+    configs.validate(config, num_devices=mesh.size)
+    subject = open_subject(config.weights, config.model.dtype)
+    subject = subject._replace(variables=mesh_lib.replicate(subject.variables, mesh))
+    parts = parts_of.open_parts(config)
+    num_classes = parts_of.classes(parts)
+    size, data = parts_of.sizes(config, subject), config.data
+    view = View(
+        size.image_size,
+        scale=tuple(data.crop_scale),
+        method=data.method,
+        flip_prob=data.flip_prob,
+        mean=tuple(subject.preprocessing["mean"]),
+        std=tuple(subject.preprocessing["std"]),
+    )
+    train = parts["train"]
+    if data.batch_size > len(train):
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} is more than the {len(train)} pictures "
+            f"to train on; use at most {len(train)}"
+        )
+    loader = TrainLoader(
+        train,
+        (view,),
+        batch_size=data.batch_size,
+        seed=config.seed,
+        residence=data.residence,
+        workers=data.workers,
+        worker_type=data.worker_type,
+        resample=data.resample,
+        mesh=mesh,
+    )
+    return Bench(
+        config,
+        mesh,
+        subject,
+        parts,
+        size,
+        num_classes,
+        view,
+        loader,
+        mesh_lib.replicate(_labels(train), mesh),
+        loader.steps_per_epoch,
+    )
+
+
+def _labels(train: Source) -> np.ndarray:
+    labels = train.labels
+    if labels is None:
+        raise CorruptInputError(
+            f"{train.name(0)} and the others to train on have no labels; choose "
+            "another data.train_split"
+        )
+    return labels
+
+
+class Scored(NamedTuple):
+    """How R heads did on a part: the counts of each, and their cross-entropy [R]."""
+
+    counts: list[scores.Counts]
+    loss: np.ndarray
+
+    def top1(self) -> list[float]:
+        """Top-1 of each head in %."""
+        return [scores.figures(each)["top1"] for each in self.counts]
+
+
+Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+def encoded(bench: Bench, part: str, encode: Encode) -> Blocks:
+    """Features [b, d] and labels [b] of a part, block by block, in order."""
+    devices = bench.mesh.shape[mesh_lib.DATA]
+    size = -(-BATCH_SIZE // devices) * devices
+    yield from pairs(encode, bench.pictures(part, size), size)
+
+
+def score(heads: Heads, blocks: Blocks, num_classes: int) -> Scored:
+    """How each head does on features with labels."""
+    count = heads.bias.shape[0]
+    counts = [scores.Counts.zero(num_classes)] * count
+    loss, rows = np.zeros(count), 0
+    for features, labels in blocks:
+        ranked, losses = _answers(heads, features, labels)
+        ranked = np.asarray(ranked)
+        counts = [
+            each + scores.count(ranked[:, r], labels, num_classes)
+            for r, each in enumerate(counts)
+        ]
+        loss += np.asarray(losses, np.float64).sum(axis=0)
+        rows += len(labels)
+    return Scored(counts, loss / max(rows, 1))
+
+
+@jax.jit
+def _answers(heads, features, labels):
+    return (
+        linear_heads.rank(heads, features),
+        linear_heads.cross_entropy(heads, features, labels),
+    )
