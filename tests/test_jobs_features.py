@@ -239,7 +239,10 @@ def test_a_classifier_refuses_pictures_of_several_classes_before_it_encodes(
     assert not made
 
 
-def test_one_class_a_picture_is_nothing_for_the_svms(settings, tmp_path, made):
-    with pytest.raises(ConfigError, match="voc-svm needs a set with several"):
-        runner.run(settings("voc_svm", "data.val_split="), tmp_path, "svm")
+def test_the_svms_need_pictures_to_test_on_before_anything_is_encoded(
+    settings, tmp_path, made
+):
+    config = settings("voc_svm", "data.test_split=")
+    with pytest.raises(ConfigError, match="voc-svm needs one"):
+        runner.run(config, tmp_path, "svm")
     assert not made
