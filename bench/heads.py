@@ -12,6 +12,7 @@ import argparse
 import itertools
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from sfrik_jax import models, weights
 from sfrik_jax.jobs import linear
 from sfrik_jax.jobs.bench import Bench, open_bench
 
-COLUMNS = {"heads": "d", "ms": ".2f", "pictures/s": ".0f", "times one head": ".3f"}
+COLUMNS = {
+    "heads": "d",
+    "ms": ".2f",
+    "pictures/s": ".0f",
+    "times one head": ".3f",
+    "CPU ms": ".1f",
+    "CPU times one head": ".3f",
+}
 STATISTICS = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
 
@@ -100,6 +108,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
         bench = open_job(Path(folder), args)
         arms = [arm(bench, count) for count in counts]
         seconds = timing.alternate(arms, args.rounds, args.seconds)
+        clock = time.process_time
+        cpu = timing.alternate(arms, args.rounds, args.seconds, clock)
     return [
         {
             "name": "heads",
@@ -109,6 +119,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
             "ms": 1000 * seconds[str(count)],
             "pictures/s": args.batch / seconds[str(count)],
             "times one head": seconds[str(count)] / seconds["1"],
+            "CPU ms": 1000 * cpu[str(count)],
+            "CPU times one head": cpu[str(count)] / cpu["1"],
             "ratio_to_peer": seconds["1"] / seconds[str(count)],
         }
         for count in counts
