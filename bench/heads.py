@@ -5,7 +5,7 @@
 The compiled step of the job: crops on the device, the frozen backbone, the gradients
 and the SGD of all heads; the batch lies on the device. Random weights and pictures of
 noise, which cost what others cost. The arms differ in the number of heads alone and
-alternate.
+alternate, by the clock and then in CPU seconds.
 """
 
 import argparse
