@@ -25,27 +25,32 @@ class Arm(NamedTuple):
     flop: float = 0.0
 
 
-def alternate(arms: Sequence[Arm], rounds: int, seconds: float) -> dict[str, float]:
-    """Median wall seconds of one call, by arm; each round times every arm once.
+def alternate(
+    arms: Sequence[Arm],
+    rounds: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of one call by the clock; each round times every arm once.
 
     Each arm is called as often as fills about `seconds`, told from a first timing; the
-    calls before it compile and warm up.
+    calls before it compile and warm up. With `time.process_time` they are CPU seconds.
     """
     counts = {}
     for arm in arms:
         arm.run(2)
-        counts[arm.name] = max(1, round(seconds / _seconds(arm, 2)))
+        counts[arm.name] = max(1, round(seconds / _seconds(arm, 2, clock)))
     spent: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for _ in range(rounds):
         for arm in arms:
-            spent[arm.name].append(_seconds(arm, counts[arm.name]))
+            spent[arm.name].append(_seconds(arm, counts[arm.name], clock))
     return {name: statistics.median(each) for name, each in spent.items()}
 
 
-def _seconds(arm: Arm, count: int) -> float:
-    start = time.perf_counter()
+def _seconds(arm: Arm, count: int, clock: Callable[[], float]) -> float:
+    start = clock()
     arm.run(count)
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
 def of_jax(name: str, function: Callable, *args: Any, flop: float = 0.0) -> Arm:

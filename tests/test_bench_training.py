@@ -1,4 +1,4 @@
-"""The benches of loss and step run, and write what their readers look for."""
+"""The benches of loss, step and heads run, and write what their readers look for."""
 
 import json
 import math
@@ -51,3 +51,17 @@ def test_step_is_timed_alone_and_fed_from_jpegs(tmp_path):
         assert math.isclose(row["views/s"] * row["ms"] / 1000, 16)
         assert row["settings"]["fed"] == "fast"
         assert f"| {row['arm']} |" in out
+
+
+def test_heads_are_timed_beside_one(tmp_path):
+    options = "--width 4 --size 16 --classes 3 --batch 8"
+    short = "--rounds 1 --seconds 0.01"
+    out, rows = run(
+        "heads.py", tmp_path / "heads.json", *options.split(), *short.split()
+    )
+    assert [row["heads"] for row in rows] == [1, 8]
+    one = rows[0]["median_seconds"]
+    for row in rows:
+        assert row["times one head"] == pytest.approx(row["median_seconds"] / one)
+        assert row["pictures/s"] == pytest.approx(8 / row["median_seconds"])
+        assert f"| {row['heads']} | " in out

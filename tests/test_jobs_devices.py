@@ -16,7 +16,8 @@ from conftest import CACHE
 
 from sfrik_jax import config as configs
 from sfrik_jax.feature_set import FeatureSet
-from sfrik_jax.jobs import finetune, linear, runner, supervised
+from sfrik_jax.jobs import finetune, linear, runner
+from sfrik_jax.jobs.bench import open_bench
 
 ROOT = Path(__file__).parents[1]
 DEVICES = (1, 2, 8)
@@ -47,9 +48,7 @@ def test_three_steps_and_figures_are_the_same_on_any_number_of_devices(settings,
     }
     found = {}
     for devices in DEVICES:
-        bench = supervised.open_bench(
-            settings(job, f"mesh.data={devices}", *rates[job])
-        )
+        bench = open_bench(settings(job, f"mesh.data={devices}", *rates[job]))
         assert bench.mesh.size == devices
         recipe = JOBS[job].recipe(bench)
         state = recipe.first()

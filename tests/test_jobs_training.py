@@ -17,6 +17,7 @@ from sfrik_jax import loop, metrics
 from sfrik_jax.errors import ConfigError, MismatchError, NonFiniteError, Preempted
 from sfrik_jax.evaluators import heads as linear_heads
 from sfrik_jax.jobs import finetune, linear, results, supervised
+from sfrik_jax.jobs.bench import Bench, open_bench
 
 JOBS = {"linear": linear, "finetune": finetune}
 STEPS = 2 * (TRAIN // BATCH)  # of two epochs
@@ -80,7 +81,7 @@ def test_every_head_of_the_probe_is_sgd_as_numpy_has_it(settings):
     config = settings(
         "linear", "probe.learning_rates=(1e-3,2e-4)", "probe.weight_decays=(0.0,0.3)"
     )
-    bench = supervised.open_bench(config)
+    bench = open_bench(config)
     before = jax.device_get(bench.subject.variables)
     recipe = linear.recipe(bench)
     start = jax.device_get(recipe.first().heads)
@@ -123,9 +124,7 @@ def test_heads_side_by_side_are_each_alone_also_beside_one_that_diverges(setting
     found = {}
     for chosen in (rates, rates[:1], rates[2:]):
         listed = ",".join(map(str, chosen)) + ","
-        bench = supervised.open_bench(
-            settings("linear", f"probe.learning_rates=({listed})")
-        )
+        bench = open_bench(settings("linear", f"probe.learning_rates=({listed})"))
         found[chosen] = steps(bench, linear.recipe(bench), STEPS)
     together, scalars = found[rates][-1]
     assert scalars["train/diverged_heads"] == 1
@@ -197,7 +196,7 @@ def test_finetuning_is_sgd_with_a_rate_for_the_backbone_and_one_for_the_head(set
         "finetune.head_learning_rate=0.003",
         "finetune.weight_decay=0.1",
     )
-    bench = supervised.open_bench(config)
+    bench = open_bench(config)
     found = steps(bench, finetune.recipe(bench), 4)
     want = plain_finetune(bench, 4)
     for step in (0, 3):  # the fourth is of the second epoch
@@ -213,9 +212,7 @@ def test_finetuning_is_sgd_with_a_rate_for_the_backbone_and_one_for_the_head(set
 
 
 def test_a_backbone_of_rate_0_keeps_its_weights_and_not_its_statistics(settings):
-    bench = supervised.open_bench(
-        settings("finetune", "finetune.backbone_learning_rate=0.0")
-    )
+    bench = open_bench(settings("finetune", "finetune.backbone_learning_rate=0.0"))
     [(state, _)] = steps(bench, finetune.recipe(bench), 1)
     before = jax.device_get(bench.subject.variables)
     chex.assert_trees_all_equal(state.params["backbone"], before["params"])
@@ -247,7 +244,7 @@ MODEST = {
 def watched(monkeypatch):
     """The parts that are encoded, the batches taken, and the last state of each job."""
     found = {"parts": [], "batches": 0, "states": []}
-    pictures, next_batch = supervised.Bench.pictures, loop.next_batch
+    pictures, next_batch = Bench.pictures, loop.next_batch
     finish = supervised._finish
 
     def watch_pictures(self, part, batch_size):
@@ -264,7 +261,7 @@ def watched(monkeypatch):
         found["states"].append(jax.device_get(state))
         return finish(bench, recipe, state, best)
 
-    monkeypatch.setattr(supervised.Bench, "pictures", watch_pictures)
+    monkeypatch.setattr(Bench, "pictures", watch_pictures)
     monkeypatch.setattr(loop, "next_batch", watch_batch)
     monkeypatch.setattr(supervised, "_finish", watch_finish)
     return found
@@ -368,7 +365,7 @@ def test_a_record_says_what_its_figures_are_of(settings, tmp_path):
     assert protocol["data.method"] == "bilinear"
     assert protocol["probe.learning_rates"] == [0.001, 0.0001]
     assert not {"weights", "data.path", "log.every_steps"} & protocol.keys()
-    bench = supervised.open_bench(config)
+    bench = open_bench(config)
     assert record["weights"]["sha256"] == bench.subject.about["sha256"]
     for part, images in (("train", TRAIN), ("val", 40), ("test", tiny_jobs.TEST)):
         fingerprint = bench.parts[part].fingerprint
@@ -392,10 +389,10 @@ def test_a_record_says_what_its_figures_are_of(settings, tmp_path):
     assert figures["linear/val_top1"] == compared[best]["val_top1"]
     assert figures["linear/val_top1_best_epoch"] >= figures["linear/val_top1"]
     confusion = np.array(record["confusion"])
-    labels = bench.parts["test"].labels
+    labels, names = bench.parts["test"].labels, bench.parts["test"].class_names
+    assert labels is not None and names is not None
     np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(labels))
     assert figures["linear/top1"] == 100 * np.trace(confusion) / tiny_jobs.TEST
-    names = bench.parts["test"].class_names
     assert list(record["per_class"]) == names
     share = 100 * np.diag(confusion) / confusion.sum(axis=1)
     np.testing.assert_allclose(list(record["per_class"].values()), share, atol=0.005)
@@ -409,7 +406,7 @@ def test_a_record_says_what_its_figures_are_of(settings, tmp_path):
 def test_the_figure_on_test_is_that_of_the_chosen_head(settings, tmp_path, watched):
     config = settings("linear", *MODEST["linear"])
     record = run(config, tmp_path)
-    bench, [state] = supervised.open_bench(config), watched["states"]
+    bench, [state] = open_bench(config), watched["states"]
     chosen = record["compared"].index(record["chosen"])
     encode = bench.encoder(bench.subject.variables)
     [images], [labels] = zip(*bench.pictures("test", 64), strict=True)

@@ -1,0 +1,154 @@
+"""What eight heads of the linear probe cost beside one: a step of the job `linear`.
+
+    python bench/heads.py [--backbone resnet14] [--width 32] [--size 48] [--batch 128]
+
+The compiled step of the job: crops on the device, the frozen backbone, the gradients
+and the SGD of all heads; the batch lies on the device. Random weights and pictures of
+noise, which cost what others cost. The arms differ in the number of heads alone and
+alternate, by the clock and then in CPU seconds.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
+from bench import timing
+from sfrik_jax import config as configs
+from sfrik_jax import models, weights
+from sfrik_jax.jobs import linear
+from sfrik_jax.jobs.bench import Bench, open_bench
+
+COLUMNS = {
+    "heads": "d",
+    "ms": ".2f",
+    "pictures/s": ".0f",
+    "times one head": ".3f",
+    "CPU ms": ".1f",
+    "CPU times one head": ".3f",
+}
+STATISTICS = {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+def write_weights(path: Path, args: argparse.Namespace) -> None:
+    """A backbone of random weights."""
+    backbone = models.BACKBONES[args.backbone](width=args.width, stem=args.stem)
+    pixels = np.zeros((1, args.size, args.size, 3), np.float32)
+    variables = jax.jit(backbone.init)(jax.random.key(0), pixels)
+    about = {
+        "arch": args.backbone,
+        "width": args.width,
+        "stem": args.stem,
+        "preprocessing": {"image_size": args.size, "resize": args.size, **STATISTICS},
+    }
+    weights.save(path, variables, about)
+
+
+def write_pictures(folder: Path, args: argparse.Namespace) -> None:
+    """A batch to train on and one picture to test on, of all classes in turn."""
+    rng = np.random.default_rng(0)
+    for i in range(max(args.batch, args.classes)):
+        for split in ("train", "val")[: 1 + (i < args.classes)]:
+            path = folder / split / f"{i % args.classes:04}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (args.size, args.size, 3), np.uint8)
+            Image.fromarray(pixels).save(path, compress_level=0)
+
+
+def open_job(folder: Path, args: argparse.Namespace) -> Bench:
+    """The job `linear` on those pictures."""
+    write_weights(folder / "backbone.safetensors", args)
+    write_pictures(folder / "pictures", args)
+    overrides = {
+        "weights": folder / "backbone.safetensors",
+        "data.source": "folder",
+        "data.path": folder / "pictures",
+        "data.test_split": "val",
+        "data.batch_size": args.batch,
+        "data.residence": "device",
+        "data.crop_scale": "(0.25,1.0)",
+        "model.dtype": args.dtype,
+    }
+    words = [f"{key}={value}" for key, value in overrides.items()]
+    return open_bench(configs.apply_overrides(configs.default("linear"), words))
+
+
+def arm(bench: Bench, heads: int) -> timing.Arm:
+    """Steps with so many heads, each with a learning rate of its own."""
+    rates = tuple(0.1 / 2**i for i in range(heads))
+    config = configs.apply_overrides(
+        bench.config, [f"probe.learning_rates={rates}", "probe.weight_decays=(1e-6,)"]
+    )
+    recipe = linear.recipe(bench._replace(config=config))
+    assert len(recipe.settings) == heads
+    batch = bench.loader.batch(0)
+    state: Any = recipe.first()
+
+    def run(count: int) -> None:
+        nonlocal state
+        for _ in itertools.repeat(None, count):
+            state, _ = recipe.step(state, batch)
+        jax.block_until_ready(state)
+
+    return timing.Arm(str(heads), run)
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """One row for each number of heads."""
+    counts = sorted({1, *map(int, args.heads.split(","))})
+    with tempfile.TemporaryDirectory() as folder:
+        bench = open_job(Path(folder), args)
+        arms = [arm(bench, count) for count in counts]
+        seconds = timing.alternate(arms, args.rounds, args.seconds)
+        clock = time.process_time
+        cpu = timing.alternate(arms, args.rounds, args.seconds, clock)
+    return [
+        {
+            "name": "heads",
+            "arm": f"{count} heads",
+            "heads": count,
+            "median_seconds": seconds[str(count)],
+            "ms": 1000 * seconds[str(count)],
+            "pictures/s": args.batch / seconds[str(count)],
+            "times one head": seconds[str(count)] / seconds["1"],
+            "CPU ms": 1000 * cpu[str(count)],
+            "CPU times one head": cpu[str(count)] / cpu["1"],
+            "ratio_to_peer": seconds["1"] / seconds[str(count)],
+        }
+        for count in counts
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="resnet14", choices=models.BACKBONES)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--stem", default="imagenet", choices=("imagenet", "small"))
+    parser.add_argument("--size", type=int, default=48, help="of a picture, in px")
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128, help="pictures")
+    parser.add_argument("--heads", default="8", help="with commas, beside one head")
+    parser.add_argument("--dtype", default="float32", help="of the backbone")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per arm and round")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    args = parser.parse_args()
+    settings = {"settings": vars(args) | {"json": None}}
+    where = timing.environment(("jax", "flax", "numpy")) | settings
+    print(where)
+    rows = [row | where for row in measure(args)]
+    print(f"{args.backbone} at {args.size} px, batch {args.batch}")
+    print(timing.table(rows, COLUMNS))
+    timing.write_json(args.json, rows)
+
+
+if __name__ == "__main__":
+    main()
