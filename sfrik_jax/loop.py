@@ -94,6 +94,8 @@ def run_steps(
             seed=plan.seed,
             remedy=plan.remedy,
         )
+        if _due(first, plan.evaluate_every) and not _was_evaluated(run, plan, first):
+            log.evaluated(first, plan.evaluate(state), plan.evaluated_as)
         for step in range(first + 1, total + 1):
             trace.before(step)
             waited = time.monotonic()
@@ -102,12 +104,13 @@ def run_steps(
             state, scalars = plan.step(state, batch)
             log.add(step, scalars, waited)
             last = step == total or stop.requested
-            if _due(step, plan.evaluate_every):
-                log.drain()
-                log.evaluated(step, plan.evaluate(state), plan.evaluated_as)
             if last or _due(step, plan.save_every) or _due(step, plan.milestone_every):
                 log.drain()
                 checkpoints.save(step, state, wait=last)
+            # After the save: an evaluation can outlast the time before a kill.
+            if _due(step, plan.evaluate_every) and not stop.requested:
+                log.drain()
+                log.evaluated(step, plan.evaluate(state), plan.evaluated_as)
             if stop.requested and step < total:
                 log.stopped(step)
                 raise Preempted(
@@ -127,7 +130,15 @@ def next_batch(batches: Generator[Batch], stop: Stop) -> Batch:
 
 
 def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+    return every > 0 and step > 0 and step % every == 0
+
+
+def _was_evaluated(run: RunDirectory, plan: Plan, step: int) -> bool:
+    """Whether the metrics have that evaluation; a stop comes before it."""
+    return any(
+        row["step"] == step and any(k.startswith(f"{plan.evaluated_as}/") for k in row)
+        for row in metrics.read_rows(run.path)
+    )
 
 
 class Trace:

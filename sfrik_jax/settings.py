@@ -209,6 +209,7 @@ RESUME_FREE = (
     "eval.",
     "checkpoint.",
     "mesh.",
+    "weights",
     "data.workers",
     "data.worker_type",
     "data.on_error",

@@ -46,16 +46,23 @@ class BadPictures:
       on_error: "raise" or "skip".
       max_bad: how many may be bad; -1 is one in a thousand of `count`, or 100 where
         that is more. Each process has this budget for what it reads.
+      may_skip: whether a message may say that the setting is there.
     """
 
     def __init__(
-        self, count: int, *, seed: int = 0, on_error: str = "raise", max_bad: int = -1
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        on_error: str = "raise",
+        max_bad: int = -1,
+        may_skip: bool = True,
     ) -> None:
         self.skips = on_error == "skip"
         self.budget = max(LEAST_BUDGET, count // 1000) if max_bad < 0 else max_bad
         self.noted: dict[str, str] = {}  # reasons by id
         self.save: Callable[[dict[str, Any]], None] = lambda record: None
-        self._seed = seed
+        self._seed, self._may_skip = seed, may_skip
         self._met: dict[str, BadPictureError] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +83,9 @@ class BadPictures:
                 return use(), []
             except BadPictureError as error:
                 if not self.skips:
-                    remedy = f"{error.remedy}, or set data.on_error=skip"
+                    remedy = error.remedy
+                    if self._may_skip:
+                        remedy += ", or set data.on_error=skip"
                     raise BadPictureError(name, error.reason, remedy) from error
                 # A new one: the one that was raised holds on to the picture's bytes.
                 kept = BadPictureError(name, error.reason, error.remedy)

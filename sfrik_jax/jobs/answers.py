@@ -1,10 +1,9 @@
 """What the jobs on stored features compute, once the features are there."""
 
-import sys
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from sfrik_jax.errors import ConfigError
@@ -16,6 +15,7 @@ from sfrik_jax.jobs.features import Opened
 from sfrik_jax.jobs.results import class_details
 
 Sets = Mapping[str, FeatureSet]
+Say = Callable[[str], None]  # tells how far a job is, and stops it where that is asked
 
 
 class Answer(NamedTuple):
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
     details: dict[str, Any]
 
 
-def features(job: Opened, sets: Sets) -> Answer:
+def features(job: Opened, sets: Sets, say: Say) -> Answer:
     """No figure: where the features are, and what they are of."""
     figures = {f"features/{part}_images": len(each) for part, each in sets.items()}
     places = {part: str(each.path) for part, each in sets.items()}
@@ -33,7 +33,7 @@ def features(job: Opened, sets: Sets) -> Answer:
     return Answer(figures | {"features/dimension": dim}, {"places": places})
 
 
-def nearest_neighbours(job: Opened, sets: Sets) -> Answer:
+def nearest_neighbours(job: Opened, sets: Sets, say: Say) -> Answer:
     """Weighted kNN for every k, on "val" and on "test"."""
     settings = job.config.knn
     train = sets["train"]
@@ -64,14 +64,14 @@ def nearest_neighbours(job: Opened, sets: Sets) -> Answer:
     return Answer(figures, {"table": list(table.values())})
 
 
-def logistic_regression(job: Opened, sets: Sets) -> Answer:
+def logistic_regression(job: Opened, sets: Sets, say: Say) -> Answer:
     """Logistic regression by the solver of the settings."""
     settings = job.config.logreg
     labelled = {part: Labelled(each, each.labels) for part, each in sets.items()}
     train, val, test = labelled["train"], labelled.get("val"), labelled.get("test")
     common: dict[str, Any] = {
         "num_classes": parts_of.classes(job.parts),
-        "say": partial(print, file=sys.stderr, flush=True),
+        "say": say,
     }
     if settings.solver == "sgd":
         found = logreg.sgd(
@@ -114,12 +114,11 @@ def _answer_of(found: Result, job: Opened) -> Answer:
     return Answer(figures, details)
 
 
-def vector_machines(job: Opened, sets: Sets) -> Answer:
+def vector_machines(job: Opened, sets: Sets, say: Say) -> Answer:
     """A machine for each class, and of few images of each."""
     settings = job.config.svm
     train, test = sets["train"], sets["test"]
     given = (train, _present(train), test, _present(test))
-    say = partial(print, file=sys.stderr, flush=True)
     whole = voc_svm.evaluate(
         *given, costs=tuple(settings.costs), seed=job.config.seed, say=say
     )
@@ -158,6 +157,25 @@ def one_label(job: Opened) -> None:
         raise ConfigError(
             f"the part {several[0]} has several classes in a picture; the command "
             "voc-svm is for such sets"
+        )
+
+
+def enough_neighbours(job: Opened) -> None:
+    """`one_label`, and no more neighbours asked for than there are pictures."""
+    one_label(job)
+    most, count = max(job.config.knn.k), len(job.parts["train"])
+    if most > count:
+        raise ConfigError(
+            f"knn.k has {most}, more than the {count} pictures of data.train_split; "
+            f"use at most {count}"
+        )
+
+
+def one_process(job: Opened) -> None:
+    """The gauges see whole batches, which several processes would share out."""
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"gauges runs in one process; start it once, not in {jax.process_count()}"
         )
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sfrik_jax import augment
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
@@ -69,44 +70,26 @@ class Bench(NamedTuple):
         return self.subject.encoder(self.mesh, variables)
 
 
-def open_bench(config: ConfigDict) -> Bench:
-    """Opens weights and pictures. Nothing compiles.
+def open_bench(config: ConfigDict, subject: Subject | None = None) -> Bench:
+    """Opens the pictures, and the weights if they are not yet. Nothing compiles.
 
     Raises:
-      SfrikError: the weights, the pictures or the settings do not do.
+      SfrikError: the pictures or the settings do not do.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{config.job} runs in one process, on all devices of its host; start it "
+            f"once, not in {jax.process_count()} processes"
+        )
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.model)
     configs.validate(config, num_devices=mesh.size)
-    subject = open_subject(config.weights, config.model.dtype)
+    subject = subject or open_subject(config.weights, config.model.dtype)
     subject = subject._replace(variables=mesh_lib.replicate(subject.variables, mesh))
     parts = parts_of.open_parts(config)
     num_classes = parts_of.classes(parts)
-    size, data = parts_of.sizes(config, subject), config.data
-    view = View(
-        size.image_size,
-        scale=tuple(data.crop_scale),
-        method=data.method,
-        flip_prob=data.flip_prob,
-        mean=tuple(subject.preprocessing["mean"]),
-        std=tuple(subject.preprocessing["std"]),
-    )
-    train = parts["train"]
-    if data.batch_size > len(train):
-        raise ConfigError(
-            f"data.batch_size={data.batch_size} is more than the {len(train)} pictures "
-            f"to train on; use at most {len(train)}"
-        )
-    loader = TrainLoader(
-        train,
-        (view,),
-        batch_size=data.batch_size,
-        seed=config.seed,
-        residence=data.residence,
-        workers=data.workers,
-        worker_type=data.worker_type,
-        resample=data.resample,
-        mesh=mesh,
-    )
+    train, size = parts["train"], parts_of.sizes(config, subject)
+    view = _crop(config, subject, size)
+    loader = _loader(config, train, view, mesh)
     return Bench(
         config,
         mesh,
@@ -118,6 +101,39 @@ def open_bench(config: ConfigDict) -> Bench:
         loader,
         mesh_lib.replicate(_labels(train), mesh),
         loader.steps_per_epoch,
+    )
+
+
+def _crop(config: ConfigDict, subject: Subject, size: parts_of.Sizes) -> View:
+    return View(
+        size.image_size,
+        scale=tuple(config.data.crop_scale),
+        method=config.data.method,
+        flip_prob=config.data.flip_prob,
+        mean=tuple(subject.preprocessing["mean"]),
+        std=tuple(subject.preprocessing["std"]),
+    )
+
+
+def _loader(config: ConfigDict, train: Source, view: View, mesh: Mesh) -> TrainLoader:
+    data = config.data
+    if data.batch_size > len(train):
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} is more than the {len(train)} pictures "
+            f"to train on; use at most {len(train)}"
+        )
+    return TrainLoader(
+        train,
+        (view,),
+        batch_size=data.batch_size,
+        seed=config.seed,
+        residence=data.residence,
+        workers=data.workers,
+        worker_type=data.worker_type,
+        resample=data.resample,
+        mesh=mesh,
+        # Another picture in the place of a bad one would have another label.
+        bad=BadPictures(len(train), seed=config.seed, may_skip=False),
     )
 
 

@@ -92,16 +92,20 @@ def make(job: Opened, workdir: Path, stop: Stop) -> dict[str, FeatureSet]:
     Raises:
       Preempted: a signal asked to stop; whole shards are kept.
     """
-    for part in job.parts:
-        _make_part(job, part, job.place(workdir, part), stop)
+    made = [_make_part(job, part, job.place(workdir, part), stop) for part in job.parts]
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("features")
-    return {part: FeatureSet(job.place(workdir, part)) for part in job.parts}
+    sets = {part: FeatureSet(job.place(workdir, part)) for part in job.parts}
+    for fresh, each in zip(made, sets.values(), strict=True):
+        if not fresh:
+            each.verify()
+    return sets
 
 
-def _make_part(job: Opened, part: str, place: Path, stop: Stop) -> None:
+def _make_part(job: Opened, part: str, place: Path, stop: Stop) -> bool:
+    """Whether all of it was made now; stored shards have to be verified."""
     source, settings = job.parts[part], job.config.features
     with FeatureWriter(
         place,
@@ -113,7 +117,7 @@ def _make_part(job: Opened, part: str, place: Path, stop: Stop) -> None:
     ) as writer:
         due = writer.pending(jax.process_index(), jax.process_count())
         if not due:
-            return
+            return False
         total = sum(len(writer.rows_of(number)) for number in due)
         done = 0
         bad = _bad_pictures(job, part)
@@ -127,23 +131,26 @@ def _make_part(job: Opened, part: str, place: Path, stop: Stop) -> None:
                 with contextlib.closing(counted):
                     writer.write_shard(number, counted)
                 done += len(writer.rows_of(number))
-        if bad.noted:
+        if bad is not None and bad.noted:
             print(f"{len(bad.noted)} bad pictures are left out", file=sys.stderr)
+        return total == len(source)
 
 
-def _bad_pictures(job: Opened, part: str) -> BadPictures:
+def _bad_pictures(job: Opened, part: str) -> BadPictures | None:
     """A bad picture to test or to choose on always raises: figures are of all."""
     data = job.config.data
+    if part != "train":
+        return None
     return BadPictures(
         len(job.parts[part]),
         seed=job.config.seed,
-        on_error=data.on_error if part == "train" else "raise",
+        on_error=data.on_error,
         max_bad=data.max_bad,
     )
 
 
 def _blocks(
-    job: Opened, part: str, encode: Any, rows: range, bad: BadPictures
+    job: Opened, part: str, encode: Any, rows: range, bad: BadPictures | None
 ) -> Generator[Block]:
     devices = job.mesh.size
     size = -(-job.config.features.batch_size // devices) * devices

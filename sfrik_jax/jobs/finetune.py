@@ -14,7 +14,6 @@ import optax
 from ml_collections import ConfigDict
 
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax import optim
 from sfrik_jax.evaluators import heads as linear_heads
 from sfrik_jax.jobs import bench as benches
 from sfrik_jax.jobs import supervised
@@ -58,7 +57,7 @@ def recipe(bench: Bench) -> Recipe:
             optimizer.init(params),
         )
 
-    def evaluate(state: TunedState, part: str) -> Scored:
+    def evaluate(state: TunedState, part: str, only: int | None) -> Scored:
         variables = {
             "params": state.params["backbone"],
             "batch_stats": state.batch_stats,
@@ -88,15 +87,15 @@ def make_optimizer(bench: Bench) -> optax.GradientTransformation:
     settings = bench.config.finetune
 
     def part(rate: float) -> optax.GradientTransformation:
-        return optim.sgd(
-            lambda step: (
-                rate
-                * supervised.cosine_of(
-                    step, epochs=settings.epochs, steps_per_epoch=bench.steps_per_epoch
-                )
-            ),
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
+        def rate_at(step: Any) -> jax.Array:
+            return rate * supervised.cosine_of(
+                step, epochs=settings.epochs, steps_per_epoch=bench.steps_per_epoch
+            )
+
+        # All tensors decay, as PyTorch's SGD has it.
+        return optax.chain(
+            optax.add_decayed_weights(settings.weight_decay),
+            optax.sgd(rate_at, momentum=settings.momentum),
         )
 
     parts: dict[Any, optax.GradientTransformation] = {

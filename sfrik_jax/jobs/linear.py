@@ -45,13 +45,17 @@ def recipe(bench: Bench) -> Recipe:
     cache: dict[str, list] = {}
     encode = bench.encoder(bench.subject.variables)
 
-    def evaluate(state: ProbeState, part: str) -> Scored:
+    def evaluate(state: ProbeState, part: str, only: int | None) -> Scored:
         blocks = benches.encoded(bench, part, encode)
         if part == "val":
             # Frozen: the features of one pass serve all epochs.
             cache[part] = cache.get(part) or list(blocks)
             blocks = iter(cache[part])
-        return benches.score(state.heads, blocks, bench.num_classes)
+        heads = state.heads
+        if only is not None:
+            one = slice(only, only + 1)
+            heads = Heads(heads.kernel[:, one], heads.bias[one])
+        return benches.score(heads, blocks, bench.num_classes)
 
     def first() -> ProbeState:
         heads = linear_heads.init(

@@ -90,7 +90,8 @@ def classes(parts: dict[str, Source]) -> int:
     count = next(iter(counts.values()))
     if count is None or len(set(counts.values())) > 1:
         raise CorruptInputError(
-            f"the parts have {counts} classes; each needs the same labels"
+            f"the parts have {counts} classes (None: no labels, or of one class "
+            "alone); each needs labels of the same classes"
         )
     return count
 
@@ -126,8 +127,10 @@ def identity(
     from the weights; "weights" what is evaluated; "data" the parts.
     """
     settings = configs.flatten(config)
-    free = (*configs.RESUME_FREE, "weights", "data.path", "features.shard_rows")
+    free = (*configs.RESUME_FREE, "data.path", "features.shard_rows")
     protocol = {k: v for k, v in settings.items() if not k.startswith(free)}
+    if "data.on_error" in settings:  # decides whether pictures may be left out
+        protocol["data.on_error"] = settings["data.on_error"]
     protocol |= {"data.image_size": size.image_size, "data.resize": size.resize}
     protocol |= {f"data.{k}": subject.preprocessing[k] for k in ("mean", "std")}
     data = {

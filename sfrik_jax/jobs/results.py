@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sfrik_jax.errors import MismatchError
 from sfrik_jax.evaluators import scores
 from sfrik_jax.rundir import about_this_process, write_whole
 
@@ -28,16 +29,33 @@ def path_of(workdir: Path, name: str) -> Path:
 def read(workdir: Path, name: str) -> dict[str, Any]:
     """An earlier record; empty when there is none, or it is damaged."""
     try:
-        return json.loads(path_of(workdir, name).read_text())
+        record = json.loads(path_of(workdir, name).read_text())
     except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}
 
 
 def done(workdir: Path, name: str, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the same weights, data and protocol; empty when there is none."""
+    """The record of the same weights, data and protocol; empty when there is none.
+
+    Raises:
+      MismatchError: there is a record of others, which would be lost.
+    """
     earlier = read(workdir, name)
-    same = {key: earlier.get(key) for key in identity} == identity
-    return earlier if same else {}
+    if not isinstance(earlier.get("weights"), dict):
+        return {}
+    changed = [key for key in identity if _facts(earlier, key) != _facts(identity, key)]
+    if changed:
+        raise MismatchError(
+            f"{path_of(workdir, name)} holds figures of other {' and '.join(changed)}; "
+            "give another --name, or delete it"
+        )
+    return earlier
+
+
+def _facts(record: Mapping[str, Any], key: str) -> Any:
+    """What has to agree: weights are the same wherever they lie."""
+    return record.get(key) if key != "weights" else record[key].get("sha256")
 
 
 def write(

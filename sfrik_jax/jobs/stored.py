@@ -1,5 +1,6 @@
 """Jobs on features: kNN, logistic regression, the SVMs of VOC07, and gauges."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from sfrik_jax.interrupts import Stop
 from sfrik_jax.jobs import answers, gauges, results
 from sfrik_jax.jobs import features as feature_job
 from sfrik_jax.jobs import parts as parts_of
-from sfrik_jax.jobs.answers import Answer, Sets
+from sfrik_jax.jobs.answers import Answer, Say, Sets
 from sfrik_jax.jobs.features import Opened
 from sfrik_jax.locks import Lock
 
@@ -26,16 +27,16 @@ class Kind(NamedTuple):
     """
 
     check: Callable[[Opened], None]
-    compute: Callable[[Opened, Sets], Answer] | None = None
+    compute: Callable[[Opened, Sets, Say], Answer] | None = None
     look: Callable[[Opened, Stop], Answer] | None = None
 
 
 KINDS = {
     "features": Kind(answers.any_labels, answers.features),
-    "knn": Kind(answers.one_label, answers.nearest_neighbours),
+    "knn": Kind(answers.enough_neighbours, answers.nearest_neighbours),
     "logreg": Kind(answers.one_label, answers.logistic_regression),
     "voc_svm": Kind(answers.tested, answers.vector_machines),
-    "gauges": Kind(answers.any_labels, look=gauges.measure),
+    "gauges": Kind(answers.one_process, look=gauges.measure),
 }
 
 
@@ -45,28 +46,26 @@ def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
     A record that is there for the same weights, pictures and protocol is returned as
     it is. Of several processes the first one computes; the others make their share of
     the features and return an empty record.
+
+    Raises:
+      MismatchError: there is a record of this name of other weights, data or settings.
+      Preempted: a signal asked to stop; whole shards of features are kept.
     """
-    place, kind = results.directory(workdir, name), KINDS[config.job]
+    job, kind = feature_job.open_job(config), KINDS[config.job]
+    identity = parts_of.identity(config, job.subject, job.parts, job.size)
+    kind.check(job)
+    place = results.directory(workdir, name)
     with Stop() as stop:
         place.mkdir(parents=True, exist_ok=True)
         # Processes of one job work side by side, each under a lock of its own.
         lock = place / f"lock-{jax.process_index()}"
         with Lock(lock, f"the job {place}", "wait for it, or give a --name"):
-            job = feature_job.open_job(config)
-            identity = parts_of.identity(config, job.subject, job.parts, job.size)
             earlier = results.done(workdir, name, identity)
             if earlier:
                 return earlier
-            kind.check(job)
-            if kind.look is not None:
-                answer = kind.look(job, stop)
-            else:
-                sets = feature_job.make(job, workdir, stop)
-                if jax.process_index() > 0:
-                    return {}
-                assert kind.compute is not None
-                answer = kind.compute(job, sets)
-            stop.check("after its figures were made, before they were stored")
+            answer = _answer(job, kind, workdir, stop)
+            if answer is None:
+                return {}
             return results.write(
                 workdir,
                 name,
@@ -75,3 +74,21 @@ def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
                 details=answer.details,
                 identity=identity,
             )
+
+
+def _answer(job: Opened, kind: Kind, workdir: Path, stop: Stop) -> Answer | None:
+    """What the job finds; None in all processes but the first."""
+    if kind.look is not None:
+        return kind.look(job, stop)
+    sets = feature_job.make(job, workdir, stop)
+    if jax.process_index() > 0:
+        return None
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        stop.check("between two parts of the work; the features are kept")
+
+    assert kind.compute is not None
+    answer = kind.compute(job, sets, say)
+    used = {part: len(each) for part, each in sets.items()}
+    return Answer(answer.figures, {"used_images": used, **answer.details})

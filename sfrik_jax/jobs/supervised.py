@@ -22,6 +22,7 @@ from sfrik_jax.jobs import parts as parts_of
 from sfrik_jax.jobs import results
 from sfrik_jax.jobs.bench import Bench, Scored, open_bench
 from sfrik_jax.rundir import RunDirectory
+from sfrik_jax.subject import open_subject
 
 
 class Recipe(NamedTuple):
@@ -32,7 +33,7 @@ class Recipe(NamedTuple):
       epochs, val_every_epochs: of its settings.
       first: makes the first state.
       step: (state, batch) -> (state, scalars).
-      evaluate: how the heads of a state do on a part.
+      evaluate: how the heads of a state, or one of them, do on a part.
       settings: of each head, for the table of what was compared.
       remedy: what to do about a loss that is not finite.
     """
@@ -42,7 +43,7 @@ class Recipe(NamedTuple):
     val_every_epochs: int
     first: Callable[[], Any]
     step: Callable[[Any, Any], Any]
-    evaluate: Callable[[Any, str], Scored]
+    evaluate: Callable[[Any, str, int | None], Scored]
     settings: list[dict[str, float]]
     remedy: str
 
@@ -60,8 +61,9 @@ def run(
       MismatchError: the directory holds the job of other weights, data or settings.
     """
     place = results.directory(workdir, name)
+    subject = open_subject(config.weights, config.model.dtype)
     with Stop() as stop, RunDirectory(place, config) as run_dir:
-        bench = open_bench(config)
+        bench = open_bench(config, subject)
         run_dir.agree_on_data(bench.parts["train"].fingerprint)
         run_dir.agree_on_weights(bench.subject.about["sha256"])
         stop.check("before its first step")
@@ -70,8 +72,9 @@ def run(
         if earlier:
             return earlier
         recipe = recipe_of(bench)
-        state, seconds, best = _train(bench, recipe, run_dir, stop)
-        figures, details = _finish(bench, recipe, state, best)
+        state, seconds = _train(bench, recipe, run_dir, stop)
+        rows = [row.get("val/top1") for row in metrics.read_rows(run_dir.path)]
+        figures, details = _finish(bench, recipe, state, [r for r in rows if r])
         figures["train_seconds"] = round(seconds, 1)
         return results.write(
             workdir,
@@ -85,20 +88,41 @@ def run(
 
 def _train(
     bench: Bench, recipe: Recipe, run_dir: RunDirectory, stop: Stop
-) -> tuple[Any, float, float | None]:
-    """The last state, the seconds of training, and the best "val" top-1 on the way."""
+) -> tuple[Any, float]:
+    """The last state, and the seconds of training."""
+    with Checkpoints(
+        run_dir.path / "checkpoints", keep=bench.config.checkpoint.keep
+    ) as checkpoints:
+        abstract = mesh_lib.abstract(recipe.first, bench.mesh)
+        state = checkpoints.restore(abstract)
+        if state is None:
+            state = mesh_lib.replicate(recipe.first(), bench.mesh)
+        train = bench.parts["train"]
+        weights = bench.subject.about
+        run_dir.start(train.fingerprint, train.subset, weights=weights)
+        plan = _plan(bench, recipe)
+        state, seconds = loop.run_steps(
+            plan, state, bench.loader, run_dir, checkpoints, stop
+        )
+    stop.check("after its last step, saved")
+    return state, seconds
+
+
+def _plan(bench: Bench, recipe: Recipe) -> loop.Plan:
     config, per_epoch = bench.config, bench.steps_per_epoch
     chosen_on = "val" if "val" in bench.parts else None
+    total = recipe.epochs * per_epoch
 
     def evaluate(state: Any) -> dict[str, float]:
-        if chosen_on is None:
+        # After the last step `_finish` does it.
+        if chosen_on is None or int(state.step) == total:
             return {}
-        return {"top1": max(recipe.evaluate(state, chosen_on).top1())}
+        return {"top1": max(recipe.evaluate(state, chosen_on, None).top1())}
 
-    plan = loop.Plan(
+    return loop.Plan(
         name=recipe.name,
         step=recipe.step,
-        total=recipe.epochs * per_epoch,
+        total=total,
         per_epoch=per_epoch,
         views_per_step=config.data.batch_size,
         evaluate=evaluate,
@@ -109,33 +133,20 @@ def _train(
         seed=config.seed,
         remedy=recipe.remedy,
     )
-    with Checkpoints(
-        run_dir.path / "checkpoints", keep=config.checkpoint.keep
-    ) as checkpoints:
-        abstract = mesh_lib.abstract(recipe.first, bench.mesh)
-        state = checkpoints.restore(abstract)
-        if state is None:
-            state = mesh_lib.replicate(recipe.first(), bench.mesh)
-        train = bench.parts["train"]
-        weights = bench.subject.about
-        run_dir.start(train.fingerprint, train.subset, weights=weights)
-        state, seconds = loop.run_steps(
-            plan, state, bench.loader, run_dir, checkpoints, stop
-        )
-    stop.check("after its last step, saved")
-    rows = [row.get("val/top1") for row in metrics.read_rows(run_dir.path)]
-    return state, seconds, max((r for r in rows if r is not None), default=None)
 
 
 def _finish(
-    bench: Bench, recipe: Recipe, state: Any, best: float | None
+    bench: Bench, recipe: Recipe, state: Any, earlier: list[float]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures and details: the head of best "val" top-1, and its figure on "test"."""
+    """Figures and details: the head chosen on "val", and its figure on "test".
+
+    Args: earlier: best "val" top-1 of the heads after earlier epochs.
+    """
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {}
     chosen = 0
     if "val" in bench.parts:
-        val = recipe.evaluate(state, "val")
+        val = recipe.evaluate(state, "val", None)
         table = [
             {**each, "val_top1": top1, "val_loss": float(loss)}
             for each, top1, loss in zip(
@@ -145,15 +156,15 @@ def _finish(
         chosen = linear_heads.best(val.top1(), val.loss, len(bench.parts["val"]))
         details = {"compared": table, "chosen": table[chosen]}
         figures |= _named(f"{recipe.name}/val_", val.counts[chosen])
-        if best is not None:
-            # The original reports this one, of the final split; it flatters.
-            figures[f"{recipe.name}/val_top1_best_epoch"] = max(
-                best, figures[f"{recipe.name}/val_top1"]
-            )
+        # The original reports this one, and of the final split; it flatters.
+        best = max(*val.top1(), *earlier, 0.0)
+        figures[f"{recipe.name}/val_top1_best_epoch"] = best
     if "test" in bench.parts:
-        counts = recipe.evaluate(state, "test").counts[chosen]
-        figures |= _named(f"{recipe.name}/", counts)
-        details |= results.class_details(counts, bench.parts["test"].class_names)
+        test = recipe.evaluate(state, "test", chosen)
+        linear_heads.best(test.top1(), test.loss, 1)  # one alone may have diverged
+        figures |= _named(f"{recipe.name}/", test.counts[0])
+        names = bench.parts["test"].class_names
+        details |= results.class_details(test.counts[0], names)
     return figures, details
 
 
