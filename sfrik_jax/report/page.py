@@ -121,6 +121,14 @@ pre {
   .pair { grid-template-columns: minmax(0, 1fr); gap: 1.8rem; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: .5rem; }
+  /* Ten classes fit into 358 px; names of classes are broken where they have to. */
+  .heat { font-size: .68rem; }
+  .heat th, .heat td { padding: .28rem .06rem; }
+  .heat tbody td { min-width: 0; }
+  .heat thead th:first-child, .heat tbody th {
+    padding-right: .25rem; white-space: normal; overflow-wrap: anywhere;
+  }
+  .heat thead th:last-child { white-space: normal; }
 }
 """
 
