@@ -123,7 +123,7 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or not finite(value) or value < 0:
+    if not finite(value) or not isinstance(value, int) or value < 0:
         raise TypeError(f"{type(value).__name__} in place of a whole number")
     return value
 
