@@ -1,8 +1,10 @@
 """Features on the disk: shards, resuming, damage, and memory."""
 
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +22,14 @@ from sfrik_jax.errors import (
     NonFiniteError,
     OutputError,
 )
-from sfrik_jax.feature_set import FeatureSet, FeatureWriter, shard_file, writer
+from sfrik_jax.feature_set import (
+    FeatureSet,
+    FeatureWriter,
+    layout,
+    shard,
+    shard_file,
+    writer,
+)
 
 IDENTITY = {"weights_sha256": "ab" * 32, "protocol": {"resize": 256}}
 ROWS, DIM, SHARD_ROWS, BLOCK = 23, 5, 10, 4
@@ -489,3 +498,162 @@ def test_the_description_is_plain_json(tmp_path, features):
         "multi_label": False,
         "num_classes": 1,
     }
+
+
+def use(path):
+    got = FeatureSet(path)
+    _ = (got[:], got.labels, got.names, got.shape, got.num_classes, got.class_names)
+    got.verify()
+
+
+@pytest.fixture
+def labelled(tmp_path, features):
+    write(tmp_path, features, np.arange(ROWS) % 3, class_names=["cat", "dog", "fox"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "about.json",
+        "00001.json",
+        "00001.features.npy",
+        "00001.labels.npy",
+        "00001.names.txt",
+    ],
+)
+def test_any_damage_is_one_line_or_harmless(labelled, file):
+    """Seeded bit flips, cut ends and swapped bytes."""
+    path = labelled / file
+    whole, told = path.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        data = bytearray(whole)
+        # Half of them in the header, where there is one.
+        place = int(rng.integers(min(len(data), 128) if i % 2 else len(data)))
+        if i % 10 == 0:
+            del data[place:]
+        elif i % 10 == 1:
+            data[place] = rng.integers(256)
+        else:
+            data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            use(labelled)
+        except (CorruptInputError, MissingInputError) as error:
+            assert "\n" not in str(error)
+            told += 1
+        else:
+            assert file.endswith(".json") or data == whole
+    assert told > 100
+
+
+HOSTILE = [
+    *(None, True, -1, 0, 1, 8, 10**18, 10**400, 1.5, float("nan"), "x", ""),
+    *([], {}, [1], ["a"], {"a": 1}, [[]]),
+]
+
+
+@pytest.mark.parametrize("file", ["about.json", "00000.json"])
+def test_any_value_of_a_description_is_told_or_harmless(labelled, file):
+    path = labelled / file
+    whole = json.loads(path.read_text())
+    for key in whole:
+        for value in HOSTILE:
+            path.write_text(json.dumps(whole | {key: value}))
+            try:
+                use(labelled)
+            except (CorruptInputError, MissingInputError) as error:
+                assert "\n" not in str(error)
+    path.write_text("[" * 100_000)
+    with pytest.raises(CorruptInputError, match="is damaged"):
+        use(labelled)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "says"),
+    [
+        ("about.json", "rows", "x", "rows is no number from 1"),
+        ("about.json", "shard_rows", 0, "shard_rows is no number from 1"),
+        ("about.json", "dtype", "object", "dtype is no one of"),
+        ("about.json", "dtype", "float16", r"<f4 \(10, 5\), and <f2"),
+        ("about.json", "dim", True, "dim is no number from 1"),
+        ("about.json", "multi_label", True, r"<i4 \(10,\), and \|i1 \(10, 3\)"),
+        ("about.json", "class_names", ["a"], "num_classes=3 of 1 class_names"),
+        ("00000.json", "rows", "x", "rows is no number from 0"),
+        ("00000.json", "rows", 11, "11 rows, and shard_rows=10"),
+        ("00000.json", "rows", 0, "lists other files"),
+        ("00000.json", "files", [], "files is no JSON object"),
+        ("00000.json", "files", {}, "lists other files"),
+        (
+            "00000.json",
+            "files",
+            {f"{kind}": {} for kind in ("features.npy", "labels.npy", "names.txt")},
+            "without bytes, sha256",
+        ),
+    ],
+)
+def test_a_wrong_description_is_told(labelled, file, key, value, says):
+    path = labelled / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CorruptInputError, match=f"is damaged.*{says}"):
+        use(labelled)
+
+
+def test_a_note_without_rows_hides_no_shard(labelled):
+    (labelled / "00001.json").write_text('{"rows": 0, "files": {}}')
+    with pytest.raises(CorruptInputError, match="no rows, and there is features"):
+        FeatureSet(labelled)
+
+
+def test_many_shards_are_missed_at_once(labelled):
+    path = labelled / "about.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": 10**18}))
+    with pytest.raises(MissingInputError, match="has 3 of 100000000000000000 shards"):
+        FeatureSet(labelled)
+
+
+def test_verifying_tells_how_far_it_is(labelled, monkeypatch):
+    monkeypatch.setattr(shard, "HASH_BYTES", 100)
+    seen = []
+    FeatureSet(labelled).verify(lambda done, total: seen.append((done, total)))
+    size = sum(path.stat().st_size for path in labelled.glob("0*[yt]"))
+    assert seen[-1] == (size, size) and len(seen) > size / 100
+    assert all(0 < b[0] - a[0] <= 100 for a, b in itertools.pairwise(seen))
+
+
+def test_what_a_killed_writer_left_goes_with_the_lock(tmp_path, features):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    host = socket.gethostname()
+    mine = ["00000.features.npy.partial", f"about.json.{host}-{ended.pid}.partial"]
+    old = [f"00001.json.{host}x-1.partial"]
+    others = [
+        "00001.features.npy.partial",  # of the process of index 1
+        f"about.json.{host}-{os.getppid()}.partial",
+        f"00000.json.{host}x-1.partial",
+    ]
+    for name in [*mine, *old, *others]:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / old[0], (1, 1))
+    with open_writer(tmp_path) as made:
+        made.pending(0, 2)
+        left = sorted(path.name for path in tmp_path.glob("*.partial"))
+        assert left == sorted(others)
+
+
+def test_a_disk_that_fills_is_told_and_keeps_nothing_unfinished(tmp_path, features):
+    with open_writer(tmp_path) as made:
+        made.pending()
+        # Closing such a file fails as well.
+        (tmp_path / "00000.features.npy.partial").symlink_to("/dev/full")
+        with pytest.raises(DiskFullError, match="is full; what is finished is kept"):
+            made.write_shard(0, blocks(features, range(10)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["about.json", "lock-0"]
+
+
+def test_a_description_that_cannot_be_put_in_place_leaves_nothing(tmp_path):
+    (tmp_path / "00000.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        layout.write_json(tmp_path / "00000.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.json"]

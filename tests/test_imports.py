@@ -26,14 +26,14 @@ LEVELS = [
     "augment data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
     "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
-    "evaluators.scores evaluators.voc_svm feature_set.reader feature_set.shard_file "
-    "mmd models report.curves report.records report.verdict weights.archives "
-    "weights.pickled weights.safetensors_files",
+    "evaluators.scores evaluators.voc_svm feature_set.described feature_set.shard "
+    "feature_set.shard_file mmd models report.curves report.records report.verdict "
+    "weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
-    "encoding evaluators evaluators.choosing evaluators.pictures feature_set.writer "
-    "losses report.accuracy report.evaluations train_state weights.names "
-    "weights.torch_files",
+    "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
+    "feature_set.writer losses report.accuracy report.evaluations train_state "
+    "weights.names weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
     "evaluators.logreg feature_set report step weights.export weights.files",
     "commands.reports config data.loader image_set weights weights.card",

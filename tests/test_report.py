@@ -312,3 +312,13 @@ def test_a_page_that_cannot_be_written_is_an_output_error(tmp_path):
     (workdir / "report.html").mkdir()
     with pytest.raises(OutputError, match="cannot write"):
         write_report(workdir)
+
+
+def test_numbers_beyond_floats_are_left_out(tmp_path):
+    workdir = make_run(tmp_path / "a")
+    huge = "1" + "0" * 400
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": {huge}}}\n{{"step": Infinity}}\n{{"step": []}}\n')
+        file.write(f'{{"step": 101, "train/loss": {huge}, "z/std": 0.5}}\n')
+    text = Page(write_report(workdir)).text
+    assert "3 unreadable lines" in text and "1.189" in text

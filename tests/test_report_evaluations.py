@@ -1,12 +1,21 @@
 """The page's section of evaluation commands: what it shows, and of damaged records."""
 
+import argparse
+import copy
+import functools
 import json
 import re
 
+import numpy as np
 import pytest
 from test_report import SUMMARY, Page, make_run
 
+from sfrik_jax.commands import reports
+from sfrik_jax.errors import MissingInputError
+from sfrik_jax.evaluators import scores
+from sfrik_jax.jobs import results
 from sfrik_jax.report import evaluations, records, write_report
+from sfrik_jax.report.run import load
 
 WEIGHTS = {"path": "runs/x", "step": 300, "sha256": "9f86d081" * 8}
 OLDER = {"path": "runs/x", "step": 200, "sha256": "0a1b2c3d" * 8}
@@ -135,12 +144,7 @@ def test_confusions_are_coloured_by_their_share_of_the_class(page):
 
 
 def test_of_many_classes_the_commonest_mistakes_are_listed(page):
-    count = evaluations.HEAT_CLASSES + 1
-    many = LINEAR | {
-        "per_class": {f"class {i}": 50.0 for i in range(count)},
-        "confusion": [[1] * count] * count,
-    }
-    made = page(linear=many)
+    made = page(linear=many("dog"))
     assert "cat as dog 2" in made.text
     assert "--share:" not in made.source.split("</style>")[1]
 
@@ -238,3 +242,94 @@ def test_records_come_by_name_and_number(tmp_path):
     found, damaged = records.read(tmp_path)
     assert [record.name for record in found] == ["a", "b", "b2", "b10"]
     assert damaged == []
+
+
+def test_of_more_than_a_hundred_classes_the_matrix_is_a_file(tmp_path):
+    workdir, count = make_run(tmp_path / "first", steps=0), 101
+    (workdir / "eval" / "linear").mkdir(parents=True)
+    confusion = np.eye(count, dtype=np.int64) * 4
+    confusion[7, 9] = 3
+    counts = scores.Counts(confusion, np.full(count, 4))
+    results.write(
+        workdir,
+        "linear",
+        job="linear",
+        figures=LINEAR["figures"],
+        identity={"weights": WEIGHTS, "protocol": PROTOCOL},
+        details=results.class_details(counts, [f"c{i}" for i in range(count)]),
+    )
+    found, damaged = records.read(workdir)
+    assert damaged == []
+    assert np.load(workdir / found[0].confusion_file)[7, 9] == 3
+    assert (found[0].confusion, found[0].per_class["c7"]) == ([], 57.14)
+    text = Page(write_report(workdir)).text
+    assert "Linear probe 85.0 64.0 – 94.8 100.0" in text
+    assert "Linear probe: commonest mistakes" in text and "c7 as c9 3" in text
+    assert "All of 101 x 101 classes: eval/linear/confusion.npy" in text
+
+
+HOSTILE = [
+    *(None, True, -1, 1.5, 10**400, float("nan"), float("inf"), ""),
+    *("<script>x", "\ud800", [], {}, [[]], [1, 2], ["a"], {"a": []}, {"a": {"b": 1}}),
+]
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def places(value, path=()):
+    """Where values are in JSON, to two entries of a list."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value[:2])
+    for key, inner in pairs:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, key))
+
+
+@pytest.mark.parametrize("record", [LINEAR, GAUGES, KNN, SVM], ids=lambda r: r["job"])
+def test_no_value_hides_the_other_records(tmp_path, record):
+    run = load(make_run(tmp_path / "first", steps=0))
+    (run.workdir / "eval").mkdir()
+    other = json.dumps(LINEAR | {"job": "finetune"})
+    (run.workdir / "eval" / "finetune.json").write_text(other)
+    for place in places(record):
+        for value in [*HOSTILE, nested(900)]:
+            changed = copy.deepcopy(record)
+            holder = functools.reduce(lambda node, key: node[key], place[:-1], changed)
+            holder[place[-1]] = value
+            (run.workdir / "eval" / "a.json").write_text(json.dumps(changed))
+            html = "".join(evaluations.sections(run))
+            assert "Fine-tuned" in html
+            assert "<script" not in html
+
+
+def test_half_a_character_is_written(page):
+    assert "cat as ? 2" in page(linear=many(predicted="\ud800")).text
+
+
+def many(predicted):
+    count = evaluations.HEAT_CLASSES + 1
+    return LINEAR | {
+        "per_class": {f"class {i}": 50.0 for i in range(count)},
+        "confusion": [[1] * count] * count,
+        "most_confused": [{"true": "cat", "predicted": predicted, "images": 2}],
+    }
+
+
+def test_evaluations_of_a_file_have_a_page_of_their_own(tmp_path):
+    (tmp_path / "resnet50" / "eval").mkdir(parents=True)
+    with pytest.raises(MissingInputError, match=r"nor eval/\*\.json; give"):
+        write_report(tmp_path / "resnet50")
+    (tmp_path / "resnet50" / "eval" / "knn.json").write_text(json.dumps(KNN))
+    asked = argparse.Namespace(workdirs=[str(tmp_path / "resnet50")])
+    assert reports.report(asked) == 0
+    made = Page(tmp_path / "resnet50" / "report.html")
+    assert made.open == []
+    assert "<title>resnet50 · SFRIK evaluation</title>" in made.source
+    assert [tag for tag, _ in made.tags].count("h2") == 1
+    assert "Evaluations" in made.text and "kNN, k" in made.text
+    assert "Not finished" not in made.text

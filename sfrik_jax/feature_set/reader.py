@@ -6,18 +6,15 @@ count as the process's memory (141 MB after 512 random rows of 8 KiB from a set 
 """
 
 import functools
-import hashlib
-import itertools
 import os
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sfrik_jax.errors import MissingInputError
-from sfrik_jax.feature_set import layout
+from sfrik_jax.feature_set import described, layout
+from sfrik_jax.feature_set.shard import Shard
 
 BLOCK_ROWS = 4096
 
@@ -33,8 +30,8 @@ class FeatureSet:
 
     Raises:
       MissingInputError: there is no feature set, or not all of it.
-      CorruptInputError: a file has another size than noted, or a damaged header;
-        `verify` looks at all bytes.
+      CorruptInputError: a description is damaged, or a file has another size than
+        noted, or a damaged header; `verify` looks at all bytes.
     """
 
     dtype = np.dtype(np.float32)  # of what is read; `about` tells the stored one
@@ -42,55 +39,14 @@ class FeatureSet:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.about = self._read_about()
-        count = layout.shard_count(self.about["rows"], self.about["shard_rows"])
-        notes = self._read_notes(count)
-        about = self.path / layout.ABOUT
-        if not any(note["rows"] for note in notes):
-            raise layout.damaged(about, "all pictures were left out")
-        _require(self.about, ("dim", "labelled", "multi_label", "num_classes"), about)
+        self.about = described.read_about(self.path)
         # A shard whose pictures were all left out has no files.
         self._shards = [
-            _Shard(self.path, number, note, self.about)
-            for number, note in enumerate(notes)
+            Shard(self.path, number, note, self.about)
+            for number, note in enumerate(described.read_notes(self.path, self.about))
             if note["rows"]
         ]
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
-
-    def _read_about(self) -> dict[str, Any]:
-        path = self.path / layout.ABOUT
-        try:
-            about = layout.read_json(path)
-        except OSError as error:
-            raise MissingInputError(
-                f"no feature set in {self.path} ({layout.ABOUT}: {error.strerror}); "
-                "make one with the features command"
-            ) from error
-        if about.get("format") != layout.FORMAT:
-            raise layout.damaged(
-                path, f"format {about.get('format')!r}, not {layout.FORMAT}"
-            )
-        _require(
-            about, ("rows", "shard_rows", "dtype", "class_names", "identity"), path
-        )
-        return about
-
-    def _read_notes(self, count: int) -> list[dict[str, Any]]:
-        notes = []
-        for number in range(count):
-            path = layout.shard_path(self.path, number, "json")
-            try:
-                note = layout.read_json(path)
-            except FileNotFoundError:
-                continue
-            _require(note, ("rows", "files"), path)
-            notes.append(note)
-        if len(notes) < count:
-            raise MissingInputError(
-                f"{self.path} has {len(notes)} of {count} shards of features; run the "
-                "features command again, which makes the others"
-            )
-        return notes
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -176,115 +132,23 @@ class FeatureSet:
                 out[places] = shard.read(once - self._starts[number])[again]
         return out
 
-    def verify(self) -> None:
+    def verify(self, count: Callable[[int, int], None] | None = None) -> None:
         """Reads every byte and holds it against the noted SHA-256.
+
+        Args:
+          count: is called after each block with the bytes done and those of all files.
 
         Raises:
           CorruptInputError: files differ; names the first, and tells how many.
         """
-        wrong = [path for shard in self._shards for path in shard.wrong()]
+        total, done = sum(shard.size for shard in self._shards), 0
+
+        def read(size: int) -> None:
+            nonlocal done
+            done += size
+            if count is not None:
+                count(done, total)
+
+        wrong = [path for shard in self._shards for path in shard.wrong(read)]
         if wrong:
             raise layout.damaged(wrong[0], f"SHA-256 differs; {len(wrong)} such files")
-
-
-def _require(value: dict[str, Any], keys: Sequence[str], path: Path) -> None:
-    """CorruptInputError where a JSON file lacks keys."""
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise layout.damaged(path, f"without {', '.join(missing)}")
-
-
-class _Shard:
-    """One finished shard, opened when its rows are first read."""
-
-    def __init__(
-        self, folder: Path, number: int, note: dict[str, Any], about: dict[str, Any]
-    ) -> None:
-        self._folder, self._number = folder, number
-        self.rows: int = note["rows"]
-        self._files: dict[str, dict[str, Any]] = note["files"]
-        for kind, noted in self._files.items():
-            path = self._path(kind)
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise layout.damaged(path, str(error.strerror)) from error
-            if size != noted["bytes"]:
-                raise layout.damaged(path, f"{size} bytes, {noted['bytes']} noted")
-        kinds = {layout.FEATURES, layout.NAMES}
-        kinds |= {layout.LABELS} if about.get("labelled") else set()
-        if kinds != self._files.keys():
-            raise layout.damaged(self._path("json"), "lists other files than are due")
-        self._shape = (self.rows, about["dim"])
-        self._dtype = np.dtype(about["dtype"])
-        self._offset = self._read_header()
-
-    def _path(self, kind: str) -> Path:
-        return layout.shard_path(self._folder, self._number, kind)
-
-    def _read_header(self) -> int:
-        path = self._path(layout.FEATURES)
-        try:
-            with path.open("rb") as file:
-                np.lib.format.read_magic(file)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                offset = file.tell()
-        except ValueError as error:
-            raise layout.damaged(path, str(error)) from error
-        if shape != self._shape or dtype != self._dtype:
-            raise layout.damaged(path, f"{dtype} {list(shape)}, not as noted")
-        return offset
-
-    @functools.cached_property
-    def _file(self) -> int:
-        """The open file, for as long as this object lives."""
-        file = os.open(self._path(layout.FEATURES), os.O_RDONLY)
-        weakref.finalize(self, os.close, file)
-        return file
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Rows, ascending and each once, as stored: adjoining ones at one go."""
-        out = np.empty((len(rows), self._shape[1]), self._dtype)
-        width = out.strides[0]
-        data = out.reshape(-1).view(np.uint8).data
-        breaks = np.flatnonzero(np.diff(rows) > 1) + 1
-        edges = [0, *breaks.tolist(), len(rows)]
-        for a, b in itertools.pairwise(edges):
-            part = data[a * width : b * width]
-            self._fill(part, self._offset + int(rows[a]) * width)
-        return out
-
-    def _fill(self, data: memoryview, position: int) -> None:
-        while data:
-            count = os.preadv(self._file, [data], position)
-            if not count:
-                raise layout.damaged(self._path(layout.FEATURES), "it became shorter")
-            data, position = data[count:], position + count
-
-    def labels(self) -> np.ndarray:
-        path = self._path(layout.LABELS)
-        try:
-            labels = np.load(path, allow_pickle=False)
-        except (ValueError, OSError) as error:
-            raise layout.damaged(path, str(error)) from error
-        if len(labels) != self.rows:
-            raise layout.damaged(path, f"{len(labels)} labels of {self.rows} rows")
-        return labels
-
-    def names(self) -> list[str]:
-        path = self._path(layout.NAMES)
-        try:
-            names = layout.parse_names(path.read_bytes().decode())
-        except ValueError as error:
-            raise layout.damaged(path, str(error)) from error
-        if len(names) != self.rows:
-            raise layout.damaged(path, f"{len(names)} names of {self.rows} rows")
-        return names
-
-    def wrong(self) -> Iterator[Path]:
-        """Files whose bytes are not those noted."""
-        for kind, noted in self._files.items():
-            with self._path(kind).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != noted["sha256"]:
-                yield self._path(kind)

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,12 +20,13 @@ class ShardFile:
     """A file of a shard, row after row; an .npy of them gets its length at the end.
 
     Args:
-      path: where it is put once it is whole; until then ".partial" is appended.
+      path: where it is put once it is whole; until then ".partial" is appended. What
+        was not finished when the context ends is deleted.
       rows: the first ones, which tell the kind: an array, or names. Not yet added.
     """
 
     def __init__(self, path: Path, rows: Any) -> None:
-        self._path, self._partial = path, path.with_name(path.name + ".partial")
+        self._path, self._partial = path, layout.partial(path)
         self._file: BinaryIO = self._partial.open("wb")
         self._count = 0
         self._add: Callable[[Any], None] = self._add_names
@@ -38,7 +39,10 @@ class ShardFile:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        # On a full disk closing fails again, at the bytes that are still to go.
+        with suppress(OSError):
+            self._file.close()
+        self._partial.unlink(missing_ok=True)
 
     def add(self, rows: Any) -> None:
         """Appends an array [b, …], or names [b]."""

@@ -88,11 +88,15 @@ class FeatureWriter:
     def pending(self, process_index: int = 0, process_count: int = 1) -> list[int]:
         """The shards that this process has to make, in order.
 
+        What a killed writer of these left half-written is deleted.
+
         Raises:
           OutputError: a process of the same index is at work in the directory.
         """
         self._hold(process_index)
         mine = range(process_index, self._shards, process_count)
+        with told(self.path):
+            layout.remove_stale(self.path, mine)
         return [number for number in mine if not self._finished(number)]
 
     def rows_of(self, number: int) -> range:
@@ -216,7 +220,7 @@ class FeatureWriter:
                     stored |= facts
                     layout.write_json(self.path / layout.ABOUT, stored)
             self._about = stored
-        known = {key: self._about[key] for key in facts}
+        known = {key: self._about.get(key) for key in facts}
         if known != facts:
             raise ConfigError(
                 f"{self.path} holds rows of {known}, and a block is of {facts}"

@@ -51,7 +51,8 @@ def write_report(workdir: str | Path) -> Path:
 
     Reads config.json, run.json, metrics.jsonl, summary.json, pictures/*.png and
     eval/*.json, of which a damaged one is named and left out. A run without labels or
-    one that has not finished gives a page that says so.
+    one that has not finished gives a page that says so. A directory with
+    nothing but eval/*.json gives a page of those.
 
     Raises: MissingInputError (no such run), CorruptInputError (broken JSON),
       OutputError (the page cannot be written).
@@ -59,9 +60,11 @@ def write_report(workdir: str | Path) -> Path:
     run = load(Path(workdir))
     target = run.workdir / "report.html"
     partial = target.with_suffix(".html.partial")
-    text = page.document(title=f"{run.name} · SFRIK pretraining", html=_sections(run))
+    kind = "pretraining" if run.pretrained_here else "evaluation"
+    text = page.document(title=f"{run.name} · SFRIK {kind}", html=_sections(run))
     try:
-        partial.write_text(text, encoding="utf-8")
+        # Half a surrogate pair, which JSON and file names may have, becomes "?".
+        partial.write_text(text, encoding="utf-8", errors="replace")
         os.replace(partial, target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}") from error
@@ -69,6 +72,15 @@ def write_report(workdir: str | Path) -> Path:
 
 
 def _sections(run: Run) -> Iterator[str]:
+    if not run.pretrained_here:
+        yield page.header(
+            kicker="Evaluation",
+            title=run.name,
+            verdict="Figures of weights that were not pretrained in this directory.",
+            about="",
+        )
+        yield from evaluations.sections(run)
+        return
     yield page.header(
         kicker="Self-supervised pretraining",
         title=run.name,

@@ -151,8 +151,8 @@ def _details(record: Record) -> Iterator[str]:
 def _contents(record: Record) -> str:
     settings = f"{len(record.compared)} settings compared"
     parts = [settings] if len(record.compared) > 1 else []
-    if record.confusion:
-        heat = len(record.confusion) <= HEAT_CLASSES
+    if record.per_class:
+        heat = _fits(record)
         parts.append("confusions of the classes" if heat else "commonest mistakes")
     return ", ".join(parts)
 
@@ -172,9 +172,7 @@ def _compared(record: Record) -> Iterator[str]:
 
 
 def _confusion(record: Record) -> Iterator[str]:
-    if not record.confusion:
-        return
-    if len(record.confusion) <= HEAT_CLASSES:
+    if _fits(record):
         yield page.heat_table(
             list(record.per_class),
             record.confusion,
@@ -187,7 +185,16 @@ def _confusion(record: Record) -> Iterator[str]:
     if rows:
         head = ["Taken for another class", "Pictures"]
         label = f"The commonest mistakes of {record.name}"
-        yield page.table(head, rows, own=-1, label=label)
+        notes = [""] * len(rows)
+        if record.confusion_file:
+            count = len(record.per_class)
+            notes[-1] = f"All of {count:,} x {count:,} classes: {record.confusion_file}"
+        yield page.table(head, rows, own=-1, label=label, notes=notes)
+
+
+def _fits(record: Record) -> bool:
+    """Whether the matrix can be shown whole."""
+    return 0 < len(record.confusion) <= HEAT_CLASSES
 
 
 def _title(record: Record) -> str:

@@ -121,6 +121,16 @@ pre {
   .pair { grid-template-columns: minmax(0, 1fr); gap: 1.8rem; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: .5rem; }
+  details th, details td { padding: .4rem .2rem; }
+  details table { font-size: .82rem; }
+  /* Ten classes of up to 999 pictures a cell fit into 358 px; more are scrolled. */
+  .heat { font-size: .68rem; }
+  .heat th, .heat td { padding: .28rem .06rem; }
+  .heat tbody td { min-width: 1.2rem; }
+  .heat thead th:first-child, .heat tbody th {
+    min-width: 4rem; padding-right: .25rem; white-space: normal;
+    overflow-wrap: anywhere;
+  }
 }
 """
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfrik_jax.report.run import finite
-
-FOLDER = "eval"
+from sfrik_jax.report.run import EVALUATIONS, finite
 
 
 @dataclass(frozen=True)
@@ -18,11 +16,13 @@ class Record:
 
     Attributes:
       figures: by name, finite numbers; accuracies in %.
-      protocol: settings by dotted name.
+      protocol: settings by dotted name; those that are lists stay away.
       sha256, step: of the weights; the step is None for those of a file.
       compared, chosen: the settings that were compared, and the one that was taken.
       per_class: top-1 of each class in %, None for one without pictures.
       confusion: pictures of class (row) that were taken for class (column).
+      confusion_file: where in the working directory it is, of too many classes for
+        the record; `confusion` is empty then.
       most_confused: the commonest mistakes (true class, predicted class, pictures).
       table: rows of the job, such as those of the SVMs on few pictures.
     """
@@ -37,6 +37,7 @@ class Record:
     chosen: dict[str, Any] | None = None
     per_class: dict[str, float | None] = field(default_factory=dict)
     confusion: list[list[int]] = field(default_factory=list)
+    confusion_file: str = ""
     most_confused: list[tuple[str, str, int]] = field(default_factory=list)
     table: list[dict[str, Any]] = field(default_factory=list)
 
@@ -47,14 +48,14 @@ def read(workdir: Path) -> tuple[list[Record], list[str]]:
     A damaged file does not hide the others: the page says which it is.
     """
     records, damaged = [], []
-    paths = (path for path in (workdir / FOLDER).glob("*.json") if path.is_file())
+    paths = (path for path in (workdir / EVALUATIONS).glob("*.json") if path.is_file())
     for path in sorted(paths, key=lambda path: _natural(path.stem)):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             records.append(_record(path.stem, content))
         # What damage raises: no file, no JSON, other types than are written.
         except (OSError, ValueError, RecursionError, LookupError, TypeError):
-            damaged.append(f"{FOLDER}/{path.name}")
+            damaged.append(f"{EVALUATIONS}/{path.name}")
     return records, damaged
 
 
@@ -65,12 +66,12 @@ def _record(name: str, content: Any) -> Record:
         name=name,
         job=_text(content["job"]),
         figures={k: v for k, v in _mapping(content["figures"]).items() if finite(v)},
-        protocol=_mapping(content["protocol"]),
+        protocol={k: v for k, v in _mapping(content["protocol"]).items() if _plain(v)},
         sha256=_text(weights["sha256"]),
         step=None if step is None else _count(step),
-        compared=[_mapping(row) for row in content.get("compared", [])],
-        chosen=content.get("chosen") and _mapping(content["chosen"]),
-        table=[_mapping(row) for row in content.get("table", [])],
+        compared=[_row(row) for row in content.get("compared", [])],
+        chosen=content.get("chosen") and _row(content["chosen"]),
+        table=[_row(row) for row in content.get("table", [])],
         **_classes(content),
     )
 
@@ -80,12 +81,15 @@ def _classes(content: Mapping[str, Any]) -> dict[str, Any]:
     if "confusion" not in content:
         return {}
     per_class = _mapping(content["per_class"])
-    confusion = [[_count(cell) for cell in row] for row in content["confusion"]]
-    if {len(per_class)} != {len(confusion), *map(len, confusion)}:
-        raise ValueError("the confusion matrix has other classes")
+    stored, confusion = content["confusion"], []
+    if not isinstance(stored, str):
+        confusion = [[_count(cell) for cell in row] for row in stored]
+        if {len(per_class)} != {len(confusion), *map(len, confusion)}:
+            raise ValueError("the confusion matrix has other classes")
     return {
         "per_class": {k: float(v) if finite(v) else None for k, v in per_class.items()},
         "confusion": confusion,
+        "confusion_file": f"{EVALUATIONS}/{stored}" if isinstance(stored, str) else "",
         "most_confused": [
             (_text(row["true"]), _text(row["predicted"]), _count(row["images"]))
             for row in content.get("most_confused", [])
@@ -99,6 +103,19 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+def _row(value: Any) -> dict[str, Any]:
+    """Of a table: a cell has one text or number."""
+    row = _mapping(value)
+    if not all(map(_plain, row.values())):
+        raise TypeError("a list or an object in place of a cell")
+    return row
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value has a short text of its own; a row may have NaN."""
+    return value is None or isinstance(value, str | bool | float) or finite(value)
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} in place of text")
@@ -106,7 +123,7 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not finite(value) or not isinstance(value, int) or value < 0:
         raise TypeError(f"{type(value).__name__} in place of a whole number")
     return value
 

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from sfrik_jax.errors import CorruptInputError, MissingInputError
 
 Curve = list[tuple[int, float]]  # (step, value), by rising step
+EVALUATIONS = "eval"  # the folder of what the evaluation commands leave
 SCORE = re.compile(r"(?P<owner>.*?)_?(?P<score>linear|knn\d+)_top1")
 
 
@@ -25,6 +26,7 @@ class Run:
     pictures: list[Path]
     bad_lines: int = 0
     results: dict[str, dict[str, float]] = field(default_factory=dict)
+    pretrained_here: bool = True  # False: evaluations alone, of weights of a file
 
     @property
     def name(self) -> str:
@@ -68,10 +70,12 @@ def load(workdir: Path) -> Run:
         )
     config = _read_json(workdir / "config.json")
     metrics = workdir / "metrics.jsonl"
-    if config is None and not metrics.is_file():
+    pretrained_here = config is not None or metrics.is_file()
+    if not pretrained_here and not any((workdir / EVALUATIONS).glob("*.json")):
         raise MissingInputError(
-            f"{workdir} holds neither config.json nor metrics.jsonl; "
-            "give the --workdir of a `pretrain` run"
+            f"{workdir} holds neither config.json nor metrics.jsonl nor "
+            f"{EVALUATIONS}/*.json; give the --workdir of a `pretrain` run or of an "
+            "evaluation"
         )
     curves, bad_lines = _read_metrics(metrics)
     summary = _read_json(workdir / "summary.json")
@@ -84,13 +88,21 @@ def load(workdir: Path) -> Run:
         pictures=sorted((workdir / "pictures").glob("*.png")),
         bad_lines=bad_lines,
         results=_results(summary, curves),
+        pretrained_here=pretrained_here,
     )
 
 
 def finite(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a number that can be shown (not a bool, NaN or infinity)."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    """Whether `value` is a number that can be shown (not a bool, NaN or infinity).
+
+    JSON has whole numbers of any length; those beyond a float's range cannot.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _facts(record: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +138,8 @@ def _read_metrics(path: Path) -> tuple[dict[str, Curve], int]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-            step = int(row["step"])
-        except (ValueError, KeyError, TypeError):
+            step = int(float(row["step"]))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             bad_lines += bool(line.strip())
             continue
         for name, value in row.items():
