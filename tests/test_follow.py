@@ -1,16 +1,23 @@
 """The probe of every checkpoint of a run: which are taken, which one is tested."""
 
+import json
 import os
 import shutil
 import signal
 import threading
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import tiny_jobs
-from test_pretrain import ROOT, SMALL, command
+from filled import random_variables
+from test_pretrain import ROOT, SMALL
 
+from sfrik_jax import config as configs
+from sfrik_jax import pretrain
 from sfrik_jax.__main__ import main
+from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data import opening
 from sfrik_jax.errors import CorruptInputError, MissingInputError, Preempted
 from sfrik_jax.interrupts import Stop
@@ -21,10 +28,19 @@ STEPS = (4, 8, 12)
 
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """A run of twelve steps with a checkpoint at each fourth; to be copied."""
+    """A finished run of twelve steps, drawn instead of trained; to be copied."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    kept = [f"data.path={data_dir}", "checkpoint.keep=5", "eval.baselines=False"]
-    assert main(command(run, [*SMALL, *kept])) == 0
+    config = configs.load(
+        ROOT / "configs" / "quickstart.py", [*SMALL, f"data.path={data_dir}"]
+    )
+    state = jax.device_get(pretrain.build(config).random_state())
+    with Checkpoints(run / "checkpoints", keep=5) as checkpoints:
+        for step in STEPS:
+            params = random_variables(state.params, seed=step)
+            own = state._replace(step=np.asarray(step, np.int32), params=params)
+            checkpoints.save(step, own, wait=True)
+    (run / "config.json").write_text(configs.to_json(config))
+    (run / "summary.json").write_text(json.dumps({"steps": STEPS[-1]}))
     return run
 
 
