@@ -3,23 +3,17 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from sfrik_jax import config as configs
 from sfrik_jax import weights
 from sfrik_jax.__main__ import main
-from sfrik_jax.errors import Preempted
 from sfrik_jax.feature_set import FeatureSet
-from sfrik_jax.jobs import follow
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart_eval.py"
@@ -179,60 +173,6 @@ def test_a_file_of_weights_has_a_directory_of_its_own(
     known = json.loads((run_dir / "eval" / "knn.json").read_text())
     assert record["weights"]["sha256"] == known["weights"]["sha256"]
     assert record["figures"] == known["figures"]
-
-
-def test_every_checkpoint_of_a_run(run_dir, data_dir, capfd):
-    words = words_of("linear", run_dir, data_dir, **{"probe.epochs": 1})
-    code = main([*words, "--name", "each", "--every-checkpoint", "--no-wait"])
-    assert code == 0
-    table = capfd.readouterr().out.splitlines()[-3:]
-    assert [line.split()[0] for line in table] == ["step", "2", "4"]
-    for step in STEPS:
-        record = json.loads((run_dir / "eval" / f"each_step{step}.json").read_text())
-        assert record["weights"]["step"] == step
-
-
-def test_a_run_is_followed_to_its_end(run_dir, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.2)
-    growing = tmp_path / "growing"
-    shutil.copytree(run_dir, growing, ignore=shutil.ignore_patterns("eval", "features"))
-    summary = (growing / "summary.json").read_text()
-    (growing / "summary.json").unlink()
-    later = tmp_path / "later"
-    (growing / "checkpoints" / "4").rename(later)
-
-    def train_on() -> None:
-        first = growing / "eval" / "knn_step2.json"
-        while not first.exists():
-            time.sleep(0.05)
-        later.rename(growing / "checkpoints" / "4")
-        (growing / "summary.json").write_text(summary)
-
-    words = words_of("knn", growing, data_dir)
-    overrides = [w.removeprefix("--config.") for w in words if "--config." in w]
-    config = configs.load(words[2], [*overrides, f"weights={growing}"])
-    trainer = threading.Thread(target=train_on, daemon=True)
-    trainer.start()
-    found = follow.every_checkpoint(config, growing, "knn", wait=True)
-    trainer.join()
-    assert list(found) == list(STEPS) and all(found.values())
-
-
-def test_waiting_ends_at_a_signal(run_dir, data_dir, tmp_path, monkeypatch):
-    growing = tmp_path / "growing"
-    shutil.copytree(run_dir, growing, ignore=shutil.ignore_patterns("eval", "features"))
-    (growing / "summary.json").unlink()
-    words = words_of("knn", growing, data_dir)
-    overrides = [w.removeprefix("--config.") for w in words if "--config." in w]
-    config = configs.load(words[2], [*overrides, f"weights={growing}"])
-    monkeypatch.setattr(
-        follow,
-        "_pause",
-        lambda stop: (os.kill(os.getpid(), signal.SIGTERM), stop.check("x")),
-    )
-    with pytest.raises(Preempted):
-        follow.every_checkpoint(config, growing, "knn", wait=True)
-    assert (growing / "eval" / "knn_step4.json").exists()
 
 
 def test_pretraining_and_probe_in_one_line(run_dir, data_dir):

@@ -78,12 +78,13 @@ def _add_follow(parser: Parser) -> None:
     parser.add_argument(
         "--every-checkpoint",
         action="store_true",
-        help="evaluate each checkpoint of a run, and wait for those to come",
+        help="judge each checkpoint of a run on data.val_split, waiting for those to "
+        "come, then test the best one on data.test_split",
     )
     parser.add_argument(
         "--no-wait",
         action="store_true",
-        help="with --every-checkpoint: those that are there, and no others",
+        help="with --every-checkpoint: the best of those that are there",
     )
 
 

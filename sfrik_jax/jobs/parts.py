@@ -1,7 +1,9 @@
 """The pictures of a job: the parts to learn from, to choose on and to test on."""
 
+import contextlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,10 @@ from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.subject import Subject
 
 NAMES = ("train", "val", "test")
+
+_kept: ContextVar[dict[tuple[str, ...], Source] | None] = ContextVar(
+    "kept", default=None
+)
 
 
 class Sizes(NamedTuple):
@@ -42,6 +48,19 @@ def sizes(config: ConfigDict, subject: Subject) -> Sizes:
     return Sizes(crop, resize)
 
 
+@contextlib.contextmanager
+def kept_open() -> Iterator[None]:
+    """Splits that are opened meanwhile are opened once, for jobs one after another.
+
+    What changes on the disk meanwhile is not seen.
+    """
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def open_parts(config: ConfigDict) -> dict[str, Source]:
     """The parts that the settings name, by "train", "val" and "test".
 
@@ -50,20 +69,22 @@ def open_parts(config: ConfigDict) -> dict[str, Source]:
       MissingInputError, CorruptInputError: as the sources say.
     """
     data = config.data
-    whole: dict[str, Source] = {}
+    kept = _kept.get()
+    whole = {} if kept is None else kept
     parts: dict[str, Source] = {}
     for name in NAMES:
         split = data[f"{name}_split"]
         if not split:
             continue
         # Reading the labels of a split takes as long as its pictures: open it once.
-        if split not in whole:
-            whole[split] = opening.open_source(
+        place = (data.source, data.name, data.path, split)
+        if place not in whole:
+            whole[place] = opening.open_source(
                 source=data.source, name=data.name, path=data.path, split=split
             )
         key = f"data.{name}_subset"
         parts[name] = opening.subset_of(
-            whole[split], data[f"{name}_subset"], seed=config.seed, key=key
+            whole[place], data[f"{name}_subset"], seed=config.seed, key=key
         )
     for first, second in (("val", "test"), ("train", "test"), ("train", "val")):
         if {first, second} <= parts.keys():
