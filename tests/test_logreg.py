@@ -99,6 +99,17 @@ def test_devices_share_the_examples(sets, devices, monkeypatch):
     np.testing.assert_allclose(got.heads.kernel, want.heads.kernel, atol=1e-3)
 
 
+def test_a_mesh_of_one_of_two_processes_counts_every_example(sets, monkeypatch):
+    settings: dict[str, Any] = {"num_classes": C, "l2": [1e-2], "tolerance": 1e-4}
+    mesh = mesh_lib.make_mesh(2, devices=jax.devices()[:2])
+    want = logreg.lbfgs(sets[0], None, sets[2], **settings, mesh=mesh)
+    monkeypatch.setattr(jax, "process_count", lambda *_: 2)
+    monkeypatch.setattr(jax, "process_index", lambda *_: 1)
+    got = logreg.lbfgs(sets[0], None, sets[2], **settings, mesh=mesh)
+    assert got.rows == want.rows
+    np.testing.assert_array_equal(got.heads.kernel, want.heads.kernel)
+
+
 def test_a_set_too_large_for_the_device_is_read_in_pieces(sets, monkeypatch):
     want = logreg.lbfgs(*sets, num_classes=C, l2=[1e-2])
     monkeypatch.setattr(logreg, "FITS_BYTES", 100)
@@ -181,6 +192,17 @@ def test_buffers_of_a_large_set_hold_every_row_once(monkeypatch):
         assert len(set(rows)) == len(rows) == 100  # a last partial batch is dropped
         epochs.append(rows)
     assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+
+
+def test_a_buffer_of_a_sorted_set_has_nearly_all_classes(monkeypatch):
+    # As ImageNet by folders: 1,280 of a class, one after another; buffers of 5 %.
+    classes = np.repeat(np.arange(200), 1280)
+    monkeypatch.setattr(logreg, "FITS_BYTES", 0)
+    monkeypatch.setattr(logreg, "BUFFER_BYTES", 4 * 12_800)
+    train = Labelled(Stored(classes[:, None].astype(np.float32)), classes)
+    epoch = logreg._shuffled(train, 256)(np.random.default_rng(0))
+    for _, (_, labels, _) in zip(range(3), epoch, strict=False):
+        assert len(np.unique(labels)) > 190
 
 
 def test_sgd_from_a_file_learns_as_much(sets, monkeypatch):

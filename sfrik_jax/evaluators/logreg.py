@@ -7,6 +7,7 @@ pieces, and go to the device once and stay there when they fit.
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,10 @@ from sfrik_jax.evaluators.linear import STD_FLOOR
 
 FITS_BYTES = 2 << 30  # a train set up to this size goes to the device whole
 BUFFER_BYTES = 512 << 20  # of a larger one, this much at a time
-BLOCK = 256  # neighbouring rows that are read together
+# Neighbouring rows that are read together. Where classes follow one another, as in
+# ImageNet, a buffer of 5 % has nearly all 1,000 of them; with blocks of 256 a quarter.
+# Rows of 8 KiB came from a disk at 0.16 GB/s, by 256 at 0.21, by 4 at 0.11, by 1 0.04.
+BLOCK = 16
 Say = Callable[[str], None]
 
 
@@ -46,10 +50,10 @@ def sgd(
     bias 0 and decayed like the weights. Every pair of a learning rate and a weight
     decay is a head; all are trained on the same batches in one pass.
 
-    A train set that fits is shuffled whole each epoch. Of a larger one blocks of 256
-    neighbouring rows are drawn into a buffer of 512 MiB and shuffled there, so that
-    reading a file stays nearly sequential. A last partial batch of an epoch, or of a
-    buffer, is dropped.
+    A train set that fits is shuffled whole each epoch. Of a larger one blocks of 16
+    neighbouring rows are drawn into a buffer of 512 MiB and shuffled there, which has
+    most classes of a set in their order, and reads at three quarters of the speed of
+    far longer blocks. A last partial batch of an epoch, or of a buffer, is dropped.
 
     Args:
       validation: chooses among several settings; one alone needs none.
@@ -66,6 +70,7 @@ def sgd(
             raise ConfigError(f"logreg {name}={value}; it must be at least 1")
     _check_values("learning_rates", learning_rates, above_zero=True)
     _check_values("weight_decays", weight_decays)
+    rows = [{"learning_rate": r, "weight_decay": w} for r, w in settings]
     train, validation, test = choosing.checked(
         train, validation, test, num_classes=num_classes, settings=len(settings)
     )
@@ -83,7 +88,6 @@ def sgd(
             jax.block_until_ready(carry)
             carry = _steps(carry, x, labels, order, cosine * rates, decays, momentum)
         say(f"epoch {number + 1} of {epochs}")
-    rows = [{"learning_rate": r, "weight_decay": w} for r, w in settings]
     return choosing.answer(carry[0], rows, validation, test)
 
 
@@ -112,7 +116,8 @@ def lbfgs(
       standardise: x = (feature - mean) / std of the train set; std is at least 0.05 of
         a typical feature's. W is penalised in these units.
       tolerance: of the gradient's Euclidean norm, where the descent ends.
-      mesh: its `data` axis shares the examples; every process gives the same sets.
+      mesh: its `data` axis shares the examples. Of devices of this process: several
+        processes work side by side, each on a mesh of its own.
       say: gets a line for each l2.
     Returns: rows hold "l2", "objective", "gradient_norm", "iterations", "converged".
     Raises: as `sgd`.
@@ -132,27 +137,38 @@ def lbfgs(
     fitted = Heads(jnp.zeros((d, 1, num_classes)), jnp.zeros((1, num_classes)))
     if mesh is not None:
         fitted = mesh_lib.replicate(fitted, mesh)
-    rows, kernels, biases = [], [], []
+    rows, found = [], []
     for strength in sorted(l2, reverse=True):
-        evaluate = partial(objective, l2=strength)
         fitted, row = descent.minimise(
-            evaluate, fitted, tolerance=tolerance, max_iterations=max_iterations
+            partial(objective, l2=strength),
+            fitted,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
         )
         rows.append({"l2": strength} | row)
-        say(
-            f"l2 {strength:g}: objective {row['objective']:.6f}, gradient norm "
-            f"{row['gradient_norm']:.1e} after {row['iterations']} iterations"
-            + ("" if row["converged"] else ", not converged")
-        )
-        kernel, bias = (np.asarray(leaf) for leaf in fitted)
-        # (x - shift) scale W + b = x (scale W) + (b - shift scale W)
-        kernels.append(scale[:, None, None] * kernel)
-        biases.append(bias - np.tensordot(shift, kernels[-1], 1))
+        found.append(_for_features_as_they_are(fitted, shift, scale))
+        say(_told(rows[-1]))
+    kernels, biases = zip(*found, strict=True)
     whole = Heads(
         jnp.asarray(np.concatenate(kernels, axis=1), jnp.float32),
         jnp.asarray(np.concatenate(biases), jnp.float32),
     )
     return choosing.answer(whole, rows, validation, test)
+
+
+def _for_features_as_they_are(fitted: Heads, shift, scale):
+    """(x - shift) scale W + b = x (scale W) + (b - shift scale W): both, in float64."""
+    kernel, bias = (np.asarray(leaf) for leaf in fitted)
+    kernel = scale[:, None, None] * kernel
+    return kernel, bias - np.tensordot(shift, kernel, 1)
+
+
+def _told(row: dict[str, Any]) -> str:
+    return (
+        f"l2 {row['l2']:g}: objective {row['objective']:.6f}, gradient norm "
+        f"{row['gradient_norm']:.1e} after {row['iterations']} iterations"
+        + ("" if row["converged"] else ", not converged")
+    )
 
 
 def _check_values(name: str, values: Sequence[float], *, above_zero=False) -> None:
@@ -234,16 +250,14 @@ def _objective(train, shift, scale, num_classes: int, mesh: Mesh | None):
     devices = 1 if mesh is None else mesh.shape[mesh_lib.DATA]
     rows = min(choosing.chunk_rows(d, num_classes), -(-count // devices)) * devices
     scaling = jnp.asarray(np.stack([shift, scale]), jnp.float32)
+    # The mesh is this process's own, so that all rows of a chunk go onto it.
+    sharding = None if mesh is None else mesh_lib.batch_sharding(mesh)
     if mesh is not None:
         scaling = mesh_lib.replicate(scaling, mesh)
 
     def read() -> Iterator[tuple[jax.Array, ...]]:
         for chunk in choosing.chunks(train, rows):
-            if mesh is None:
-                yield tuple(map(jnp.asarray, chunk))
-            else:
-                mine = mesh_lib.process_rows(rows)
-                yield mesh_lib.shard_batch(tuple(part[mine] for part in chunk), mesh)
+            yield jax.device_put(chunk, sharding)
 
     fits = count * train.features[:1].nbytes <= FITS_BYTES * devices
     held = list(read()) if fits else None
