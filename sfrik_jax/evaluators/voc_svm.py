@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sfrik_jax.errors import ConfigError
-from sfrik_jax.evaluators import checks
+from sfrik_jax.evaluators import checks, multi_labels
 from sfrik_jax.evaluators.checks import Array
 
 COSTS = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
@@ -161,38 +161,6 @@ def low_shot(
     ]
 
 
-def check_labels(
-    train_labels: Array, test_labels: Array, *, least: int = FOLDS
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both as int8, [N, C] and [M, C]; no feature is needed for that.
-
-    Args: least: positive and negative train images that every class needs, here for
-      `evaluate`; for `low_shot` the highest of its shots.
-    Raises: ConfigError for impossible labels, a class with fewer, and one that no test
-      image shows.
-    """
-    train = _multi_labels("train_labels", train_labels)
-    test = _multi_labels("test_labels", test_labels)
-    if train.shape[1] != test.shape[1]:
-        raise ConfigError(
-            f"train_labels have {train.shape[1]} classes, test_labels "
-            f"{test.shape[1]}; give both of one data set"
-        )
-    for c, column in enumerate(test.T):
-        if not (column == 1).any():
-            raise ConfigError(
-                f"no test image shows class {c}: its average precision is not defined"
-            )
-    for c, column in enumerate(train.T):
-        present, absent = int((column == 1).sum()), int((column == 0).sum())
-        if present < least or absent < least:
-            raise ConfigError(
-                f"class {c} has {present} positive and {absent} negative train images; "
-                f"{least} of each are needed: give more images, or fewer shots"
-            )
-    return train, test
-
-
 def _one_class(x, labels, x_test, test_labels, costs, seed, c: int) -> dict[str, Any]:
     from sklearn.model_selection import StratifiedKFold
 
@@ -284,7 +252,7 @@ def _over_samples(found: np.ndarray) -> dict[str, float]:
 
 def _checked(train_features, train_labels, test_features, test_labels, least: int):
     """Features of unit norm, float64, and labels int8; these are looked at first."""
-    labels, test = check_labels(train_labels, test_labels, least=least)
+    labels, test = multi_labels.check(train_labels, test_labels, least)
     for name, rows, features in (
         ("train", len(labels), train_features),
         ("test", len(test), test_features),
@@ -296,18 +264,6 @@ def _checked(train_features, train_labels, test_features, test_labels, least: in
             )
     checks.feature_pair(train_features, test_features)
     return _unit_rows(train_features), labels, _unit_rows(test_features), test
-
-
-def _multi_labels(name: str, values: Array) -> np.ndarray:
-    labels = np.asarray(values)
-    if labels.ndim != 2 or not labels.size:
-        raise ConfigError(f"{name} has shape {labels.shape}; give [images, classes]")
-    if not np.isin(labels, (-1, 0, 1)).all():
-        raise ConfigError(
-            f"{name} holds {labels.min()} … {labels.max()}; give 1 present, 0 absent, "
-            "-1 difficult"
-        )
-    return labels.astype(np.int8)
 
 
 def _unit_rows(features: Array) -> np.ndarray:
