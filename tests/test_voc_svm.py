@@ -157,6 +157,35 @@ def test_more_shots_are_better_and_vary_less():
     assert voc_svm.low_shot(*sets, shots=(8,), samples=5, seed=1) != [few[1]]
 
 
+class Unread:
+    """Features in a file that nobody may read."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, rows):
+        self.shape = (rows, 8)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        raise AssertionError("features were read")
+
+
+@pytest.mark.parametrize("compute", [voc_svm.evaluate, voc_svm.low_shot])
+def test_labels_are_refused_before_a_feature_is_read(compute):
+    _, labels = separable(0, 400)
+    x = Unread(400)
+    few, absent = labels.copy(), labels.copy()
+    few[2:, 3], absent[:, 3] = 0, 0
+    with pytest.raises(ConfigError, match=r"class 3 has [0-2] positive and"):
+        compute(x, few, x, labels)
+    with pytest.raises(ConfigError, match="no test image shows class 3"):
+        compute(x, labels, x, absent)
+    with pytest.raises(ConfigError, match="test_labels have 399 rows"):
+        compute(x, labels, x, labels[:399])
+
+
 def test_bad_settings_and_labels_are_named():
     x, labels = separable(0, 40)
     sets = {"train_features": x, "test_features": x, "test_labels": labels}

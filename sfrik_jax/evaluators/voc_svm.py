@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sfrik_jax.errors import ConfigError
-from sfrik_jax.evaluators import checks
+from sfrik_jax.evaluators import checks, multi_labels
 from sfrik_jax.evaluators.checks import Array
 
 COSTS = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)
@@ -98,8 +98,7 @@ def evaluate(
         raise ConfigError(
             f"svm costs={tuple(costs)}; give one or more positive numbers"
         )
-    sets = _checked(train_features, train_labels, test_features, test_labels)
-    _check_enough(sets[1], FOLDS)
+    sets = _checked(train_features, train_labels, test_features, test_labels, FOLDS)
     job = partial(_one_class, *sets, tuple(costs), seed)
     classes = []
     with _threads() as workers:
@@ -143,8 +142,8 @@ def low_shot(
             f"svm shots={tuple(shots)}, samples={samples}, cost={cost}; "
             "all must be above 0"
         )
-    sets = _checked(train_features, train_labels, test_features, test_labels)
-    _check_enough(sets[1], max(shots))
+    least = max(shots)
+    sets = _checked(train_features, train_labels, test_features, test_labels, least)
     num_classes = sets[1].shape[1]
     draws = [(sample, c) for sample in range(samples) for c in range(num_classes)]
     job = partial(_few_of_one_class, *sets, tuple(shots), cost, seed)
@@ -156,14 +155,10 @@ def low_shot(
                 say(f"low-shot sample {sample + 1} of {samples}")
     # [samples, C, shots, kinds], then the mean over the classes.
     table = np.reshape(precisions, (samples, num_classes, len(shots), -1)).mean(axis=1)
-    answers = []
-    for k, found in zip(shots, table.swapaxes(0, 1), strict=True):
-        row: dict[str, Any] = {"shots": k}
-        for i, kind in enumerate(KINDS):
-            row[f"map_{kind}"] = float(found[:, i].mean())
-            row[f"map_{kind}_std"] = float(found[:, i].std())
-        answers.append(row)
-    return answers
+    return [
+        {"shots": k} | _over_samples(found)
+        for k, found in zip(shots, table.swapaxes(0, 1), strict=True)
+    ]
 
 
 def _one_class(x, labels, x_test, test_labels, costs, seed, c: int) -> dict[str, Any]:
@@ -246,50 +241,29 @@ def _means(classes: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _checked(train_features, train_labels, test_features, test_labels):
-    """Features of unit norm, float64, and labels int8."""
+def _over_samples(found: np.ndarray) -> dict[str, float]:
+    """Mean and deviation of [samples, kinds]."""
+    row = {}
+    for i, kind in enumerate(KINDS):
+        row[f"map_{kind}"] = float(found[:, i].mean())
+        row[f"map_{kind}_std"] = float(found[:, i].std())
+    return row
+
+
+def _checked(train_features, train_labels, test_features, test_labels, least: int):
+    """Features of unit norm, float64, and labels int8; these are looked at first."""
+    labels, test = multi_labels.check(train_labels, test_labels, least)
+    for name, rows, features in (
+        ("train", len(labels), train_features),
+        ("test", len(test), test_features),
+    ):
+        if rows != len(features):
+            raise ConfigError(
+                f"{name}_labels have {rows} rows, {name}_features {len(features)}; "
+                "give both of the same images"
+            )
     checks.feature_pair(train_features, test_features)
-    labels = [
-        _multi_labels("train_labels", train_labels, len(train_features)),
-        _multi_labels("test_labels", test_labels, len(test_features)),
-    ]
-    if labels[0].shape[1] != labels[1].shape[1]:
-        raise ConfigError(
-            f"train_labels have {labels[0].shape[1]} classes, test_labels "
-            f"{labels[1].shape[1]}; give both of one data set"
-        )
-    for c in range(labels[1].shape[1]):
-        if not (labels[1][:, c] == 1).any():
-            raise ConfigError(
-                f"no test image shows class {c}: its average precision is not defined"
-            )
-    x, x_test = _unit_rows(train_features), _unit_rows(test_features)
-    return x, labels[0], x_test, labels[1]
-
-
-def _multi_labels(name: str, values: Array, rows: int) -> np.ndarray:
-    labels = np.asarray(values)
-    if labels.ndim != 2 or len(labels) != rows or not labels.shape[1]:
-        raise ConfigError(
-            f"{name} has shape {labels.shape}; with {rows} rows of features give "
-            f"[{rows}, classes]"
-        )
-    if not np.isin(labels, (-1, 0, 1)).all():
-        raise ConfigError(
-            f"{name} holds {labels.min()} … {labels.max()}; give 1 present, 0 absent, "
-            "-1 difficult"
-        )
-    return labels.astype(np.int8)
-
-
-def _check_enough(labels: np.ndarray, least: int) -> None:
-    for c, column in enumerate(labels.T):
-        present, absent = int((column == 1).sum()), int((column == 0).sum())
-        if present < least or absent < least:
-            raise ConfigError(
-                f"class {c} has {present} positive and {absent} negative train images; "
-                f"{least} of each are needed: give more images, or fewer shots"
-            )
+    return _unit_rows(train_features), labels, _unit_rows(test_features), test
 
 
 def _unit_rows(features: Array) -> np.ndarray:
