@@ -21,8 +21,9 @@ LEVELS = [
     "data.builders.records data.folders data.hashes data.idx data.pipeline "
     "data.prepared data.records data.resize data.subset_setting data.views "
     "eval_settings evaluators.baselines evaluators.checks evaluators.features "
-    "evaluators.heads feature_set.checks feature_set.layout interrupts locks mesh "
-    "models.projector models.resnet report.run resample weights.stored",
+    "evaluators.heads feature_set.checks feature_set.layout files interrupts locks "
+    "mesh models.projector models.resnet report.run resample weights.exported "
+    "weights.stored",
     "augment data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
     "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
