@@ -232,12 +232,14 @@ def test_a_card_names_the_source_of_the_data(network, run):
         ("run.json", {"sessions": [[]], "data_subset": {"name": []}}),
         ("run.json", {"sessions": [{"libraries": [], "devices": 3}]}),
         ("config.json", {"data": [], "loss": 3}),
+        ("config.json", {"data": {"source": "tfds", "name": "\ud800"}}),
         ("config.json", []),
     ],
 )
 def test_a_record_of_another_form_is_passed_over(network, run, name, value):
     (run / name).write_text(json.dumps(value))
-    assert "84.12" in card_of(network, run)
+    text = card_of(network, run)
+    assert "84.12" in text and text.encode()
 
 
 def test_a_protocol_of_another_form_is_passed_over(network, run):

@@ -111,7 +111,8 @@ def archive(members: list[tuple[str, bytes]], **changes: Any) -> bytes:
     Args:
       changes: of the last member's headers, for hostile files: `local_name`, `method`,
         `local_size`, `size`, `crc`, `offset`, `flags`, `local_flags`,
-        `central_extra`, `local_extra`, `comment`, `alignment`; and `count`, of the directory.
+        `central_extra`, `local_extra`, `comment`, `alignment`; and `count`, of the
+        directory.
     """
     out, directory = bytearray(), b""
     for position, (name, data) in enumerate(members):

@@ -67,7 +67,8 @@ def model_card(
         parts.append("## Training\n\nNot known here: no run says that it made them.\n")
     else:
         parts += [_training(run), _figures(run, sha256)]
-    return "\n".join(parts)
+    # JSON may hold halves of characters, which no file of text can.
+    return "\n".join(parts).encode(errors="replace").decode()
 
 
 def _facts(
