@@ -644,11 +644,11 @@ def test_random_damage_ends_in_one_clear_line(load, tmp_path, kind):
     about = {"arch": ARCH, "width": WIDTH, "stem": STEM, "preprocessing": IMAGENET}
     weights.save(path, small_variables(), about)
     content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(200):
         bad = damage_archive(rng) if kind == "pth" else damage_safetensors(rng, content)
         try:
             load(bad)
         except CorruptInputError as error:
             assert str(error).isprintable() and len(str(error)) < 2000
             refused += 1
-    assert refused > 200
+    assert refused > 130

@@ -101,7 +101,7 @@ def _facts(
 def _usage(
     model: Mapping[str, Any], preprocessing: Mapping[str, Any], program: str
 ) -> str:
-    arch, size = model["arch"], preprocessing["image_size"]
+    size = preprocessing["image_size"]
     blocks = [
         "## Use",
         _code(
@@ -124,27 +124,30 @@ def _usage(
                 "features = export.deserialize(content).call(images)",
             )
         )
-    if arch in SHARED and all(model[key] == value for key, value in STANDARD.items()):
-        blocks.append("In PyTorch, with torchvision or timm (images normalised, NCHW):")
-        blocks.append(
-            _code(
-                "import timm, torch, torchvision",
-                "from safetensors.torch import load_file",
-                "",
-                f'state = load_file("{WEIGHTS}")',
-                f"model = torchvision.models.{arch}()",
-                "model.fc = torch.nn.Identity()",
-                "model.load_state_dict(state)",
-                f'model = timm.create_model("{arch}", num_classes=0)',
-                "model.load_state_dict(state)",
-            )
-        )
-    else:
-        blocks.append(
+    return "\n\n".join([*blocks, *_usage_elsewhere(model)]) + "\n"
+
+
+def _usage_elsewhere(model: Mapping[str, Any]) -> list[str]:
+    arch = model["arch"]
+    if arch not in SHARED or any(model[key] != v for key, v in STANDARD.items()):
+        return [
             "torchvision and timm have no network of this shape; the tensors have "
             "torchvision's names and layouts all the same."
-        )
-    return "\n\n".join(blocks) + "\n"
+        ]
+    return [
+        "In PyTorch, with torchvision or timm (images normalised, NCHW):",
+        _code(
+            "import timm, torch, torchvision",
+            "from safetensors.torch import load_file",
+            "",
+            f'state = load_file("{WEIGHTS}")',
+            f"model = torchvision.models.{arch}()",
+            "model.fc = torch.nn.Identity()",
+            "model.load_state_dict(state)",
+            f'model = timm.create_model("{arch}", num_classes=0)',
+            "model.load_state_dict(state)",
+        ),
+    ]
 
 
 def _training(run: Path) -> str:

@@ -86,13 +86,7 @@ def fill(
     """
     leaves = _variable_shapes(arch, width, stem)
     wanted = {torch_name(path): _torch_shape(leaf) for path, leaf in leaves.items()}
-    problems = [f"missing {name}" for name in wanted if name not in shapes]
-    for name, shape in shapes.items():
-        norm = f"{name.removesuffix(COUNTER)}running_var"
-        if name in wanted and shape != wanted[name]:
-            problems.append(f"{name} has shape {shape}, not {wanted[name]}")
-        elif name not in wanted and not (name.endswith(COUNTER) and norm in wanted):
-            problems.append(f"unexpected {shown(name)}")
+    problems = _differences(shapes, wanted)
     if problems:
         more = len(problems) - LISTED
         listed = "; ".join(problems[:LISTED]) + (f"; and {more} more" * (more > 0))
@@ -109,6 +103,18 @@ def fill(
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
         node[path[-1]] = convert(value)
     return tree
+
+
+def _differences(shapes: Shapes, wanted: Shapes) -> list[str]:
+    """What keeps tensors from being those of a network."""
+    problems = [f"missing {name}" for name in wanted if name not in shapes]
+    for name, shape in shapes.items():
+        norm = f"{name.removesuffix(COUNTER)}running_var"
+        if name in wanted and shape != wanted[name]:
+            problems.append(f"{name} has shape {shape}, not {wanted[name]}")
+        elif name not in wanted and not (name.endswith(COUNTER) and norm in wanted):
+            problems.append(f"unexpected {shown(name)}")
+    return problems
 
 
 def bare_names(names: Iterable[str]) -> dict[str, str]:
