@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
+from sfrik_jax import files
 from sfrik_jax.data.pipeline import num_threads
 from sfrik_jax.errors import MismatchError, OutputError
 from sfrik_jax.locks import Lock
@@ -75,7 +76,7 @@ class RunDirectory:
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the directory; empty when it is not there, or damaged."""
         try:
-            return json.loads((self.path / name).read_text())
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
@@ -133,7 +134,7 @@ class RunDirectory:
         path = self.path / "config.json"
         if not path.exists():
             return
-        stored = configs.from_json(path.read_text(), where=str(path))
+        stored = configs.from_json(path.read_text(encoding="utf-8"), where=str(path))
         changes = configs.resume_conflicts(stored, self._config)
         if changes:
             listed = "; ".join(f"{k}: {a!r} -> {b!r}" for k, a, b in changes)
@@ -145,9 +146,7 @@ class RunDirectory:
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file at once, so that no reader sees half of it."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    files.write_whole(path, text.encode())
 
 
 def about_this_process() -> dict[str, Any]:

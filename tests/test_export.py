@@ -1,8 +1,11 @@
 """Import and export: commands, the program for other machines, the model card."""
 
+import errno
 import hashlib
 import json
+import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +16,9 @@ from safetensors.numpy import load_file
 
 from sfrik_jax import augment, models, weights
 from sfrik_jax.__main__ import main
-from sfrik_jax.errors import ConfigError
+from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.models import layers
-from sfrik_jax.weights import card, export
+from sfrik_jax.weights import card, export, files
 
 PREPROCESSING = {
     "image_size": 28,
@@ -119,9 +122,18 @@ def run(network, tmp_path):
     """A run directory with figures of its weights, and of others."""
     path = tmp_path / "run"
     (path / "eval").mkdir(parents=True)
-    digest = weights.save(path / "backbone.safetensors", network[1], ABOUT)
+    weights.save(path / "backbone.safetensors", network[1], ABOUT)
     own = weights.fingerprint(network[1], "resnet14")
-    config = {"loss": {"method": "sfrik", "weights": [1, 40]}, "data": {"name": "stl|"}}
+    config = {
+        "init_from": "/home/me/start.safetensors",
+        "loss": {"method": "sfrik", "weights": [1, 40]},
+        "data": {
+            "source": "tfds",
+            "name": "stl|",
+            "path": "/home/me/tfds",
+            "subset": "/home/me/one_percent.txt",
+        },
+    }
     session = {"git_revision": "abc", "libraries": {"jax": "0.10"}, "devices": ["TPU"]}
     files = {
         "config.json": config,
@@ -130,13 +142,13 @@ def run(network, tmp_path):
             "linear_top1": 84.12345,
             "knn20_top1": 80.0,
             "random_init_linear_top1": 70.0,
-            "weights_sha256": digest,
+            "backbone_sha256": own,
             "protocol": {"knn_k": 20, "resize": 32},
         },
         "eval/linear.json": {
             "name": "linear",
             "figures": {"top1": 55.5},
-            "protocol": {"epochs": 100},
+            "protocol": {"epochs": 100, "data.path": "/home/me", "x": "C:\\me"},
             "weights": {"sha256": own},
         },
         "eval/knn.json": {
@@ -152,9 +164,9 @@ def run(network, tmp_path):
     return path
 
 
-def card_of(network, run, **changes):
+def card_of(network, run, restored=False, **changes):
     model = {key: ABOUT[key] for key in ("arch", "width", "stem")} | changes
-    return card.model_card(model, network[1], PREPROCESSING, run=run)
+    return card.model_card(model, network[1], PREPROCESSING, run=run, restored=restored)
 
 
 def test_a_card_states_figures_of_these_weights_with_their_protocol(network, run):
@@ -180,15 +192,61 @@ def test_a_card_states_figures_of_these_weights_with_their_protocol(network, run
 def test_a_card_states_no_figure_of_other_weights(network, run):
     model, variables = network
     other = jax.tree.map(lambda leaf: leaf + 1, variables)
-    text = card_of((model, other), run)
+    text = card_of((model, other), run, restored=True)
+    assert "By sfrik on stl|" in text
     assert "None has been measured with these weights." in text
     assert "summary.json, eval/knn.json, eval/linear.json." in text
 
 
-def test_the_summary_counts_only_for_the_file_that_it_names(network, run):
-    weights.save(run / "backbone.safetensors", network[1], ABOUT | {"note": "new"})
+def test_weights_that_only_lie_in_a_run_do_not_get_its_story(network, run):
+    model, variables = network
+    other = jax.tree.map(lambda leaf: leaf + 1, variables)
+    text = card_of((model, other), run)
+    assert "Not known here" in text
+    for words in ("sfrik on", "loss.method", "summary.json", "self-supervised"):
+        assert words not in text
+
+
+def test_a_card_tells_no_paths(network, run):
     text = card_of(network, run)
-    assert "84.12" not in text and "summary.json" in text
+    assert "home" not in text and "me" not in text.split() and "C:" not in text
+    assert "| `data.subset` | one_percent.txt |" in text
+    assert "| started from | weights of a file, not random ones |" in text
+
+
+def test_a_card_names_the_source_of_the_data(network, run):
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["source"] = "folder"
+    (run / "config.json").write_text(json.dumps(config))
+    text = card_of(network, run)
+    assert "By sfrik on a folder of pictures" in text and "stl" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eval/x.json", {"figures": {"a": 1}, "weights": [], "protocol": []}),
+        ("eval/x.json", {"figures": {"a": 1}, "weights": {"sha256": []}}),
+        ("eval/x.json", []),
+        ("run.json", {"sessions": {}, "data_subset": []}),
+        ("run.json", {"sessions": [[]], "data_subset": {"name": []}}),
+        ("run.json", {"sessions": [{"libraries": [], "devices": 3}]}),
+        ("config.json", {"data": [], "loss": 3}),
+        ("config.json", {"data": {"source": "tfds", "name": "\ud800"}}),
+        ("config.json", []),
+    ],
+)
+def test_a_record_of_another_form_is_passed_over(network, run, name, value):
+    (run / name).write_text(json.dumps(value))
+    text = card_of(network, run)
+    assert "84.12" in text and text.encode()
+
+
+def test_a_protocol_of_another_form_is_passed_over(network, run):
+    own = weights.fingerprint(network[1], "resnet14")
+    record = {"figures": {"a": 7.5}, "weights": {"sha256": own}, "protocol": []}
+    (run / "eval" / "x.json").write_text(json.dumps(record))
+    assert "| a | 7.5 |" in card_of(network, run)
 
 
 def test_a_card_of_a_standard_network_tells_how_others_load_it(network):
@@ -228,6 +286,72 @@ def refused(capsys, words, code, message):
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_a_file_that_is_swapped_is_not_mixed_up(stored, network, monkeypatch):
+    other = stored.with_name("other.safetensors")
+    weights.save(other, jax.tree.map(lambda leaf: leaf + 1, network[1]), ABOUT)
+    digest = hashlib.sha256(stored.read_bytes()).hexdigest()
+    real = files._content
+
+    def swapping(path, file):
+        other.replace(path)
+        return real(path, file)
+
+    monkeypatch.setattr(files, "_content", swapping)
+    found, told = weights.open_with_sum(stored, digest.upper())
+    assert told == digest
+    chex.assert_trees_all_equal(found.variables, network[1])
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(stored, monkeypatch):
+    real = files._content
+
+    def changing(path, file):
+        found = real(path, file)
+        with path.open("r+b") as writer:
+            writer.seek(-1, 2)
+            writer.write(b"\x01")
+        return found
+
+    monkeypatch.setattr(files, "_content", changing)
+    with pytest.raises(CorruptInputError, match="changed while it was read"):
+        weights.open_with_sum(stored)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    stored, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "new"
+    out.mkdir()
+    (out / "o.partial").write_text("mine")
+    monkeypatch.setattr(os, "fsync", full)
+    words = ("import", stored, "--out", out / "o.safetensors")
+    refused(capsys, words, 74, f"the disk of {out / 'o.safetensors'} is full")
+    refused(capsys, ("export", stored, "--out", out), 74, "is full; make room")
+    assert [path.name for path in out.iterdir()] == ["o.partial"]
+    assert (out / "o.partial").read_text() == "mine"
+
+
+def test_a_place_that_takes_no_file_is_one_line(stored, capsys):
+    words = ("import", stored, "--out", "/proc/x/o.safetensors")
+    refused(capsys, words, 73, "/proc")
+
+
+def test_what_is_written_leaves_files_of_other_names_alone(stored, tmp_path, capsys):
+    mine = tmp_path / "o.partial"
+    mine.write_text("mine")
+    assert main(["import", str(stored), "--out", str(tmp_path / "o.safetensors")]) == 0
+    assert mine.read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "in",
+        "o.partial",
+        "o.safetensors",
+    ]
 
 
 def test_import_refuses_another_sum_and_unsafe_files(stored, tmp_path, capsys):
@@ -271,6 +395,51 @@ def test_export_without_the_program_of_a_file(stored, tmp_path, capsys):
     assert main(["export", str(stored), "--out", str(out), "--no-stablehlo"]) == 0
     assert {p.name for p in out.iterdir()} == {"backbone.safetensors", "README.md"}
     assert "Not known here" in (out / "README.md").read_text()
+
+
+def exported(source, out, *words):
+    return main(["export", str(source), "--out", str(out), *map(str, words)])
+
+
+@pytest.mark.parametrize("name", ["README.md", "backbone.safetensors"])
+def test_export_replaces_no_file_that_no_export_wrote(stored, tmp_path, capsys, name):
+    out = tmp_path / "project"
+    out.mkdir()
+    (out / name).write_text("---\nlibrary_name: sfrik_jax\n---\nmine\n")
+    words = ("export", stored, "--out", out, "--no-stablehlo")
+    refused(capsys, words, 73, f"holds a {name} that is of no export")
+    assert "mine" in (out / name).read_text() and len(list(out.iterdir())) == 1
+
+
+def test_export_replaces_nothing_of_another_run(stored, run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    words = ("export", stored, "--out", run, "--no-stablehlo")
+    refused(capsys, words, 73, "is the directory of a run; name an empty directory")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_an_export_replaces_an_earlier_one_unless_it_was_changed(
+    stored, network, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert exported(stored, out) == 0
+    other = tmp_path / "other.safetensors"
+    weights.save(other, jax.tree.map(lambda leaf: leaf + 1, network[1]), ABOUT)
+    assert exported(other, out, "--no-stablehlo") == 0
+    # The program of the first would be one of other weights.
+    assert {p.name for p in out.iterdir()} == {"backbone.safetensors", "README.md"}
+    assert weights.open_file(out / "backbone.safetensors").about["arch"] == "resnet14"
+    capsys.readouterr()
+    (out / "backbone.stablehlo").write_text("mine")
+    words = ("export", stored, "--out", out, "--no-stablehlo")
+    refused(capsys, words, 73, "holds a backbone.stablehlo that is of no export")
+    (out / "backbone.stablehlo").unlink()
+    card_file = out / "README.md"
+    card_file.write_text(
+        card_file.read_text().replace("# license: to be", "license: x")
+    )
+    refused(capsys, words, 73, "holds a README.md that is of no export, or was changed")
+    assert "license: x" in card_file.read_text()
 
 
 def test_export_does_not_write_over_what_it_exports(stored, run, tmp_path, capsys):

@@ -22,8 +22,8 @@ LEVELS = [
     "data.prepared data.records data.resize data.subset_setting data.views "
     "eval_settings evaluators.baselines evaluators.checks evaluators.features "
     "evaluators.heads evaluators.multi_labels feature_set.checks feature_set.layout "
-    "interrupts locks mesh models.projector models.resnet report.run resample "
-    "weights.stored",
+    "files interrupts locks mesh models.projector models.resnet report.run resample "
+    "weights.exported weights.stored",
     "augment data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
     "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
@@ -36,8 +36,9 @@ LEVELS = [
     "feature_set.writer losses report.accuracy report.evaluations train_state "
     "weights.names weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
-    "evaluators.logreg feature_set report step weights.export weights.files",
-    "commands.reports config data.loader image_set weights weights.card",
+    "evaluators.logreg feature_set report step weights.card weights.export "
+    "weights.files",
+    "commands.reports config data.loader image_set weights",
     "commands.configuration rundir subject",
     "commands.weights evaluation jobs.parts jobs.results run_log",
     "jobs.bench jobs.features loop",

@@ -1,7 +1,9 @@
 """Safetensors files: each rule of the format that a file may break (catalogue X2)."""
 
 import functools
+import io
 import json
+import math
 import struct
 
 import chex
@@ -18,6 +20,7 @@ from sfrik_jax.errors import CorruptInputError
 from sfrik_jax.weights import names
 from sfrik_jax.weights.files import IMAGENET
 from sfrik_jax.weights.safetensors_files import MAX_HEADER
+from sfrik_jax.weights.stored import StoredTensor
 
 ARCH, WIDTH, STEM = "resnet14", 4, "small"
 ABOUT = {"arch": ARCH, "width": WIDTH, "stem": STEM, "preprocessing": IMAGENET}
@@ -118,7 +121,7 @@ def test_other_floats_become_float32(tmp_path, dtype):
         (lambda: joined(b"[]", b""), "does not start with {"),
         (lambda: joined(b'{"\xff": 1}', b""), "not UTF-8"),
         (lambda: joined(b'{"a": ', b""), "not JSON"),
-        (lambda: joined(b'{"a": ' + b"[" * 10**6, b""), "nests too deep"),
+        (lambda: joined(b'{"a": ' + b"[" * 10**5, b""), "nests too deep"),
         (lambda: joined(b'{"a": ' + b"9" * 5000 + b"}", b""), "no sound safetensors"),
         (twice, "names bn1.bias twice"),
         (lambda: with_metadata([]), "__metadata__ holds something else"),
@@ -165,7 +168,7 @@ def test_an_entry_of_another_form_is_refused(tmp_path, entry):
 def test_a_header_that_is_longer_than_any_backbones_is_refused(tmp_path):
     header, data = parts()
     padded = json.dumps(header).encode().ljust(MAX_HEADER + 1)
-    with pytest.raises(CorruptInputError, match="longer than 10000000"):
+    with pytest.raises(CorruptInputError, match="longer than 1000000"):
         check(tmp_path, joined(padded, data))
     check(tmp_path, joined(padded[:-1], data))
 
@@ -182,6 +185,11 @@ def test_a_header_that_is_longer_than_any_backbones_is_refused(tmp_path):
         ({"preprocessing": {**IMAGENET, "mean": [0, 0]}}, "mean is not three"),
         ({"preprocessing": {**IMAGENET, "std": [0, 1, 1]}}, "std is not three"),
         ({"preprocessing": {**IMAGENET, "std": None}}, "damaged"),
+        ({"preprocessing": {**IMAGENET, "mean": [10**400] * 3}}, "mean is not three"),
+        ({"preprocessing": {**IMAGENET, "mean": [math.nan] * 3}}, "mean is not three"),
+        ({"preprocessing": {**IMAGENET, "std": [5e-324] * 3}}, "std is not three"),
+        ({"preprocessing": {**IMAGENET, "std": [1e39] * 3}}, "std is not three"),
+        ({"x" * 10**5: 0, "width": 0}, "width is no number in"),
         ({"preprocessing": {}}, "damaged"),
     ],
 )
@@ -218,6 +226,40 @@ def test_what_is_not_the_network_is_named(tmp_path, change, words):
     with pytest.raises(CorruptInputError, match=words) as caught:
         check(tmp_path, save(tensors))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("width", [4097, 1 << 31, 1 << 62])
+def test_a_width_that_no_network_has_is_refused(tmp_path, width):
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = {
+        f"layer{stage}.{block}.conv{conv}.weight": empty
+        for stage in range(1, 5)
+        for block in range(2)
+        for conv in (1, 2)
+    }
+    header["conv1.weight"] = {**empty, "shape": [width, 0, 7, 7]}
+    with pytest.raises(CorruptInputError, match=r"no ResNet.* 1 … 4096 channels"):
+        check(tmp_path, joined(header, b""))
+
+
+def test_a_negative_variance_is_refused(tmp_path):
+    tensors = state()
+    tensors["layer2.0.bn1.running_var"] = -tensors["layer2.0.bn1.running_var"]
+    words = r"layer2\.0\.bn1\.running_var holds a negative variance"
+    with pytest.raises(CorruptInputError, match=words):
+        check(tmp_path, save(tensors))
+    with pytest.raises(CorruptInputError, match=words):
+        weights.from_torch(tensors, ARCH, width=WIDTH, stem=STEM)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 1020])
+def test_a_tensor_that_is_not_all_there_is_refused(size):
+    tensor = StoredTensor(np.dtype("<f4"), (4, 8, 8), (64, 1, 8), 0)
+    with pytest.raises(CorruptInputError, match=r"conv1\.weight is cut short"):
+        tensor.read(io.BytesIO(bytes(size)), "conv1.weight")
+    np.testing.assert_array_equal(
+        tensor.read(io.BytesIO(bytes(1024)), "conv1.weight"), np.zeros((4, 8, 8))
+    )
 
 
 def test_the_fingerprint_is_of_the_weights_alone(tmp_path):

@@ -55,12 +55,14 @@ def storage(key: str, dtype: str, count: int) -> bytes:
     return group(*parts) + b"Q"
 
 
-def tensor(source: bytes, shape, strides, offset: int = 0) -> bytes:
+def tensor(
+    source: bytes, shape, strides, offset: int = 0, metadata: bytes = b""
+) -> bytes:
     """The call that makes a tensor of a storage."""
     hooks = named("collections.OrderedDict") + b")R"
     function = named("torch._utils._rebuild_tensor_v2")
     arguments = (source, number(offset), numbers(shape), numbers(strides), b"\x89")
-    return function + group(*arguments, hooks) + b"R"
+    return function + group(*arguments, hooks, metadata) + b"R"
 
 
 def mapping(items: Mapping[str, bytes]) -> bytes:
@@ -108,7 +110,9 @@ def archive(members: list[tuple[str, bytes]], **changes: Any) -> bytes:
 
     Args:
       changes: of the last member's headers, for hostile files: `local_name`, `method`,
-        `local_size`, `size`, `crc`, `offset`; and `count`, of the directory.
+        `local_size`, `size`, `crc`, `offset`, `flags`, `local_flags`,
+        `central_extra`, `local_extra`, `comment`, `alignment`; and `count`, of the
+        directory.
     """
     out, directory = bytearray(), b""
     for position, (name, data) in enumerate(members):
@@ -117,17 +121,21 @@ def archive(members: list[tuple[str, bytes]], **changes: Any) -> bytes:
         crc, size = last.get("crc", zlib.crc32(data)), last.get("size", len(data))
         method, told = last.get("method", 0), last.get("local_size", 0)
         start = len(out)
-        pad = -(start + 30 + len(local) + 4) % ALIGNMENT
+        pad = -(start + 30 + len(local) + 4) % last.get("alignment", ALIGNMENT)
+        flags, local_flags = last.get("flags", 0x808), last.get("local_flags", 0x808)
+        extra, comment = last.get("central_extra", b""), last.get("comment", b"")
         sizes = struct.pack("<LLL", 0, told, told)
-        version = struct.pack("<4s5H", b"PK\3\4", 0, 0x808, method, 0, 0)
-        lengths = struct.pack("<HH", len(local), pad + 4)
+        version = struct.pack("<4s5H", b"PK\3\4", 0, local_flags, method, 0, 0)
         field = struct.pack("<2sH", b"FB", pad) + b"Z" * pad
+        field = last.get("local_extra", field)
+        lengths = struct.pack("<HH", len(local), len(field))
         out += version + sizes + lengths + local + field + data
         out += struct.pack("<4sLLL", b"PK\7\x08", crc, len(data), len(data))
-        directory += struct.pack("<4s6H", b"PK\1\2", 0, 0, 0x808, method, 0, 0)
+        directory += struct.pack("<4s6H", b"PK\1\2", 0, 0, flags, method, 0, 0)
         directory += struct.pack("<LLL", crc, size, size)
-        directory += struct.pack("<5H", len(title), 0, 0, 0, 0)
-        directory += struct.pack("<LL", 0, last.get("offset", start)) + title
+        directory += struct.pack("<5H", len(title), len(extra), len(comment), 0, 0)
+        directory += struct.pack("<LL", 0, last.get("offset", start))
+        directory += title + extra + comment
     count, place, size = changes.get("count", len(members)), len(out), len(directory)
     end64 = struct.pack("<4sQHHLL", b"PK\6\6", 44, 0, 0x31E, 0, 0)
     end64 += struct.pack("<QQQQ", count, count, size, place)

@@ -1,16 +1,11 @@
 """The commands `import` and `export`."""
 
 import argparse
-import hashlib
 from pathlib import Path
+from typing import Any
 
 from sfrik_jax.commands.parsing import Groups, checked_output, command, print_table
-from sfrik_jax.errors import (
-    ConfigError,
-    CorruptInputError,
-    MissingInputError,
-    OutputError,
-)
+from sfrik_jax.errors import ConfigError, MissingInputError, OutputError
 
 SUFFIX = ".safetensors"
 
@@ -68,17 +63,11 @@ def import_weights(args: argparse.Namespace) -> int:
         raise MissingInputError(f"there is no weights file {source}")
     if out.resolve() == source.resolve():
         raise ConfigError(f"--out {out} is the file to import; name another one")
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if args.sha256 is not None and args.sha256.lower() != digest:
-        raise CorruptInputError(
-            f"{source} has the SHA-256 sum {digest}, not {args.sha256}; fetch it again"
-        )
     import jax
 
-    from sfrik_jax import weights
+    from sfrik_jax import files, weights
 
-    found = weights.open_file(source)
+    found, digest = weights.open_with_sum(source, args.sha256)
     about = {
         "arch": found.arch,
         "width": found.width,
@@ -87,7 +76,7 @@ def import_weights(args: argparse.Namespace) -> int:
         **found.about,
         "imported_from": {"file": source.name, "sha256": digest},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out.parent)
     weights.save(out, found.variables, about)
     count = sum(leaf.size for leaf in jax.tree.leaves(found.variables["params"]))
     rows = [
@@ -109,28 +98,42 @@ def export_weights(args: argparse.Namespace) -> int:
         raise OutputError(f"--out {out} is a file; name a directory")
     if not path.exists():
         raise MissingInputError(f"there are no weights {path}")
-    from sfrik_jax import weights
     from sfrik_jax.subject import open_subject
-    from sfrik_jax.weights import card, export
+    from sfrik_jax.weights import exported
 
     subject = open_subject(path)
     beside = path.parent if (path.parent / "config.json").is_file() else None
     run = subject.run or beside
     if out.resolve() in {place.resolve() for place in (path.parent, run) if place}:
         raise ConfigError(f"--out {out} holds what is exported; name another directory")
+    exported.check_place(out)
+    _write_export(out, subject, run, "" if args.no_stablehlo else args.input)
+    return 0
+
+
+def _write_export(out: Path, subject: Any, run: Path | None, program: str) -> None:
+    """Args: program: the type of its pixels; "" for none."""
+    from sfrik_jax import files, weights
+    from sfrik_jax.weights import card, export, exported
+
     model = {k: v for k, v in subject.about.items() if k not in ("path", "sha256")}
     parts = (subject.variables, subject.preprocessing)
-    out.mkdir(parents=True, exist_ok=True)
-    about = model | {"preprocessing": subject.preprocessing}
-    weights.save(out / card.WEIGHTS, subject.variables, about)
-    print(out / card.WEIGHTS)
-    if not args.no_stablehlo:
-        export.export_stablehlo(
-            out / card.PROGRAM, subject.backbone, *parts, input_dtype=args.input
+    restored = subject.state is not None
+    text = card.model_card(model, *parts, run=run, restored=restored, program=program)
+    files.make_folder(out)
+    about, path = (
+        model | {"preprocessing": subject.preprocessing},
+        out / exported.WEIGHTS,
+    )
+    digests = {exported.WEIGHTS: weights.save(path, subject.variables, about)}
+    print(path)
+    path = out / exported.PROGRAM
+    if program:
+        digests[exported.PROGRAM] = export.export_stablehlo(
+            path, subject.backbone, *parts, input_dtype=program
         )
-        print(out / card.PROGRAM)
-    program = "" if args.no_stablehlo else args.input
-    text = card.model_card(model, *parts, run=run, program=program)
-    (out / card.CARD).write_text(text)
-    print(out / card.CARD)
-    return 0
+        print(path)
+    else:
+        path.unlink(missing_ok=True)  # an earlier export's
+    files.write_whole(out / exported.CARD, exported.sealed(text, digests).encode())
+    print(out / exported.CARD)

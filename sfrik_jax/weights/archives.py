@@ -20,7 +20,8 @@ END64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR64 = struct.Struct("<4sLQL")
 CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
-ENCRYPTED, SIZES_FOLLOW = 1, 8  # flags
+SIZES_FOLLOW, UTF8 = 0x8, 0x800  # flags; PyTorch sets both, and no other
+MAX_EXTRA = 64  # bytes of an extra field; Python's zipfile writes 20
 GAPS = (0, 12, 16, 20, 24)  # bytes of a data descriptor after a member
 
 
@@ -120,9 +121,13 @@ def _directory(data: bytes, count: int) -> list[tuple[Member, int]]:
             name = data[place : place + lengths[0]].decode()
         except UnicodeDecodeError as error:
             raise ValueError("the name of a member is not UTF-8") from error
+        extra_length, comment_length = lengths[1:]
+        extra = data[place + lengths[0] : place + lengths[0] + extra_length]
         place += sum(lengths)
-        if signature != b"PK\1\2" or flags & ENCRYPTED or fields[13]:
+        if signature != b"PK\1\2" or fields[13]:
             raise ValueError("its directory of members is damaged")
+        if comment_length or not _plain(flags, extra):
+            raise ValueError(f"member {shown(name)} is encrypted, or bytes hide by it")
         if method or packed != size:
             raise ValueError(
                 f"member {shown(name)} is compressed; PyTorch stores plain"
@@ -141,6 +146,10 @@ def _start(file: BinaryIO, entry: Member, header_start: int) -> int:
     header = LOCAL.unpack(_read(file, header_start, LOCAL.size))
     signature, _, flags, method, _, _, crc, packed, size, name_length, extra = header
     name = _read(file, header_start + LOCAL.size, name_length)
+    if not _plain(flags, _read(file, header_start + LOCAL.size + name_length, extra)):
+        raise ValueError(
+            f"member {shown(entry.name)} is encrypted, or bytes hide by it"
+        )
     told = (crc, packed, size)
     later = flags & SIZES_FOLLOW and told == (0, 0, 0)
     same = later or told == (entry.crc, entry.size, entry.size)
@@ -149,6 +158,12 @@ def _start(file: BinaryIO, entry: Member, header_start: int) -> int:
             f"member {shown(entry.name)} is another in its header than in the directory"
         )
     return header_start + LOCAL.size + name_length + extra
+
+
+def _plain(flags: int, extra: bytes) -> bool:
+    """Whether flags are known, and an extra field is short or PyTorch's filler."""
+    filler = extra[:2] == b"FB" and not extra[4:].strip(b"Z")
+    return not flags & ~(SIZES_FOLLOW | UTF8) and (filler or len(extra) <= MAX_EXTRA)
 
 
 def _read(file: BinaryIO, start: int, size: int) -> bytes:

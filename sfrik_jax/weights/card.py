@@ -4,8 +4,8 @@ Markdown with a YAML header, as model hubs read it. A figure is listed only if i
 measured with exactly these weights.
 """
 
-import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from sfrik_jax.errors import CorruptInputError, MissingInputError
 from sfrik_jax.models import BACKBONES
-from sfrik_jax.weights.files import open_file
+from sfrik_jax.weights.exported import PROGRAM, WEIGHTS
 from sfrik_jax.weights.names import Variables, fingerprint
 
 # Networks that torchvision and timm have too, under these names.
 SHARED = ("resnet18", "resnet34", "resnet50", "resnet101")
 STANDARD = {"width": 64, "stem": "imagenet"}
-WEIGHTS, PROGRAM, CARD = "backbone.safetensors", "backbone.stablehlo", "README.md"
+PLACE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")  # how absolute paths begin
+SLASHES = re.compile(r"[/\\]")
 HEAD = """---
 library_name: sfrik_jax
 pipeline_tag: image-feature-extraction
@@ -40,17 +40,23 @@ def model_card(
     preprocessing: Mapping[str, Any],
     *,
     run: Path | None = None,
+    restored: bool = False,
     program: str = "",
 ) -> str:
     """The text of a model card.
 
     Args:
       model: "arch", "width" and "stem"; "step" where it is known.
-      run: the run directory that trained the weights; its configuration, data and
-        figures are stated.
+      run: the run directory that the weights come from. Its configuration, data and
+        figures are stated if they are surely of these weights.
+      restored: the weights are of one of its checkpoints; else it must have finished,
+        with these weights.
       program: the input type of the StableHLO program beside the weights, if any.
     """
     sha256 = fingerprint(variables, model["arch"])
+    if run and not restored:
+        trained = _json(run / "summary.json").get("backbone_sha256") == sha256
+        run = run if trained else None
     tags = [model["arch"], "jax", *(["self-supervised-learning"] if run else [])]
     parts = [
         HEAD.format(arch=model["arch"], tags="\n- ".join(tags)),
@@ -58,10 +64,11 @@ def model_card(
         _usage(model, preprocessing, program),
     ]
     if run is None:
-        parts.append("## Training\n\nNot known here: the weights came as a file.\n")
+        parts.append("## Training\n\nNot known here: no run says that it made them.\n")
     else:
         parts += [_training(run), _figures(run, sha256)]
-    return "\n".join(parts)
+    # JSON may hold halves of characters, which no file of text can.
+    return "\n".join(parts).encode(errors="replace").decode()
 
 
 def _facts(
@@ -94,7 +101,7 @@ def _facts(
 def _usage(
     model: Mapping[str, Any], preprocessing: Mapping[str, Any], program: str
 ) -> str:
-    arch, size = model["arch"], preprocessing["image_size"]
+    size = preprocessing["image_size"]
     blocks = [
         "## Use",
         _code(
@@ -106,8 +113,8 @@ def _usage(
     ]
     if program:
         blocks.append(
-            f"Without sfrik_jax, with its normalisation inside (images {program} in "
-            f"0 … 255, [n, {size}, {size}, 3]):"
+            f"Without sfrik_jax, with jax and flatbuffers, its normalisation inside "
+            f"(images {program} in 0 … 255, [n, {size}, {size}, 3]):"
         )
         blocks.append(
             _code(
@@ -117,42 +124,53 @@ def _usage(
                 "features = export.deserialize(content).call(images)",
             )
         )
-    if arch in SHARED and all(model[key] == value for key, value in STANDARD.items()):
-        blocks.append("In PyTorch, with torchvision or timm (images normalised, NCHW):")
-        blocks.append(
-            _code(
-                "import timm, torch, torchvision",
-                "from safetensors.torch import load_file",
-                "",
-                f'state = load_file("{WEIGHTS}")',
-                f"model = torchvision.models.{arch}()",
-                "model.fc = torch.nn.Identity()",
-                "model.load_state_dict(state)",
-                f'model = timm.create_model("{arch}", num_classes=0)',
-                "model.load_state_dict(state)",
-            )
-        )
-    else:
-        blocks.append(
+    return "\n\n".join([*blocks, *_usage_elsewhere(model)]) + "\n"
+
+
+def _usage_elsewhere(model: Mapping[str, Any]) -> list[str]:
+    arch = model["arch"]
+    if arch not in SHARED or any(model[key] != v for key, v in STANDARD.items()):
+        return [
             "torchvision and timm have no network of this shape; the tensors have "
             "torchvision's names and layouts all the same."
-        )
-    return "\n\n".join(blocks) + "\n"
+        ]
+    return [
+        "In PyTorch, with torchvision or timm (images normalised, NCHW):",
+        _code(
+            "import timm, torch, torchvision",
+            "from safetensors.torch import load_file",
+            "",
+            f'state = load_file("{WEIGHTS}")',
+            f"model = torchvision.models.{arch}()",
+            "model.fc = torch.nn.Identity()",
+            "model.load_state_dict(state)",
+            f'model = timm.create_model("{arch}", num_classes=0)',
+            "model.load_state_dict(state)",
+        ),
+    ]
 
 
 def _training(run: Path) -> str:
     config, about = _json(run / "config.json"), _json(run / "run.json")
-    session = (about.get("sessions") or [{}])[-1]
+    sessions = about.get("sessions")
+    session = _section(sessions[-1] if isinstance(sessions, list) and sessions else {})
+    devices = session.get("devices")
+    subset = _section(about.get("data_subset")).get("name")
     rows = {
         "source revision": session.get("git_revision"),
-        "jax": session.get("libraries", {}).get("jax"),
-        "devices": ", ".join(map(str, session.get("devices", []))),
+        "jax": _section(session.get("libraries")).get("jax"),
+        "devices": ", ".join(map(str, devices)) if isinstance(devices, list) else "",
         "fingerprint of the data": about.get("data_fingerprint"),
-        "subset of the data": (about.get("data_subset") or {}).get("name"),
+        "subset of the data": _bare(subset),
     }
-    settings = dict(_flat(config))
+    settings = dict(_published(config))
+    if config.get("init_from"):
+        rows["started from"] = "weights of a file, not random ones"
     method = settings.get("loss.method", "an unknown method")
-    data = settings.get("data.name") or settings.get("data.source", "unknown data")
+    data = {"folder": "a folder of pictures", "tfds": settings.get("data.name")}.get(
+        str(settings.get("data.source"))
+    )
+    data = data or "data that the run does not name"
     known = [(key, value) for key, value in rows.items() if value]
     return "\n".join(
         [
@@ -171,7 +189,7 @@ def _figures(run: Path, sha256: str) -> str:
         if not of_these:
             others.append(name)
             continue
-        settings = ", ".join(f"{key}={_text(v)}" for key, v in _flat(protocol))
+        settings = ", ".join(f"{key}={_text(v)}" for key, v in _published(protocol))
         parts.append(f"### {_text(title)}\n")
         parts.append(_table(("figure", "value"), _flat(figures)))
         parts.append(f"Protocol: {settings}.\n" if settings else "")
@@ -188,42 +206,48 @@ def _records(run: Path, sha256: str) -> Iterator[tuple[str, bool, str, Any, Any]
     # The baselines beside them are not of these weights.
     figures = {k: v for k, v in summary.items() if k.startswith(("knn", "linear"))}
     if figures:
-        own = _summary_is_of(run, summary, sha256)
+        own = summary.get("backbone_sha256") == sha256
         title = "at the end of training"
-        yield "summary.json", own, title, figures, summary.get("protocol", {})
+        yield "summary.json", own, title, figures, _section(summary.get("protocol"))
     for path in sorted((run / "eval").glob("*.json")):
         record = _json(path)
         if isinstance(record.get("figures"), dict):
-            own = record.get("weights", {}).get("sha256") == sha256
-            title, protocol = record.get("name", path.stem), record.get("protocol", {})
+            own = _section(record.get("weights")).get("sha256") == sha256
+            protocol = _section(record.get("protocol"))
+            title = record.get("name", path.stem)
             yield f"eval/{path.name}", own, title, record["figures"], protocol
-
-
-def _summary_is_of(run: Path, summary: Mapping[str, Any], sha256: str) -> bool:
-    """Whether the run's last evaluation was of these weights.
-
-    It names the SHA-256 of the file backbone.safetensors that it wrote.
-    """
-    path = run / WEIGHTS
-    if not path.is_file():
-        return False
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != summary.get("weights_sha256"):
-        return False
-    try:
-        found = open_file(path)
-    except (CorruptInputError, MissingInputError):
-        return False
-    return fingerprint(found.variables, found.arch) == sha256
 
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object; empty when there is none, or it is damaged."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return _section(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def _section(value: Any) -> dict[str, Any]:
+    """A JSON object; empty where a damaged file has something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def _published(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name, but for what says where files lie on a machine."""
+    flat = dict(_flat(tree))
+    for key, value in flat.items():
+        last = key.rpartition(".")[2]
+        unused = key == "data.name" and flat.get("data.source") == "folder"
+        if last in ("path", "init_from") or unused:
+            continue
+        if last == "subset" or last.endswith("_subset"):
+            yield key, _bare(value)
+        elif not (isinstance(value, str) and PLACE.match(value)):
+            yield key, value
+
+
+def _bare(subset: Any) -> Any:
+    """A subset's setting; of a list's file only the name."""
+    return SLASHES.split(subset)[-1] if isinstance(subset, str) else subset
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """A backbone as one program: pictures in, features out, weights and all inside.
 
-The program is StableHLO as `jax.export` serialises it. It needs jax to run, but neither
-this project nor its networks.
+The program is StableHLO as `jax.export` serialises it. It needs jax and flatbuffers to
+run (jax does not install the latter), but neither this project nor its networks.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sfrik_jax import augment
+from sfrik_jax import augment, files
 from sfrik_jax.errors import ConfigError
 from sfrik_jax.models import layers
 from sfrik_jax.models.resnet import ResNet
@@ -42,6 +42,7 @@ def export_stablehlo(
 
     Raises:
       ConfigError: the input type is neither "uint8" nor "float32".
+      DiskFullError, OutputError: the file cannot be written.
     """
     if input_dtype not in INPUTS:
         raise ConfigError(f"input {input_dtype!r}; choose one of {', '.join(INPUTS)}")
@@ -56,8 +57,6 @@ def export_stablehlo(
     images = jax.ShapeDtypeStruct((batch, size, size, 3), INPUTS[input_dtype])
     with layers.portable(), jax.default_matmul_precision("highest"):
         program = jax.export.export(jax.jit(features), platforms=platforms)(images)
-    content = program.serialize()
-    temporary = Path(path).with_name(Path(path).name + ".partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    content = bytes(program.serialize())
+    files.write_whole(Path(path), content)
     return hashlib.sha256(content).hexdigest()

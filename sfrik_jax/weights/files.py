@@ -1,10 +1,11 @@
 """Weights files: ours are written, and ours and others' are read, by their content."""
 
+import contextlib
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -12,16 +13,17 @@ import jax
 import jax.numpy as jnp
 from safetensors.numpy import save as serialize
 
+from sfrik_jax import files
 from sfrik_jax.data.views import IMAGENET_MEAN, IMAGENET_STD
 from sfrik_jax.errors import CorruptInputError, MissingInputError
 from sfrik_jax.models import BACKBONES
 from sfrik_jax.models.resnet import ResNet
 from sfrik_jax.weights import names, safetensors_files, torch_files
 from sfrik_jax.weights.names import Variables
-from sfrik_jax.weights.stored import StoredTensor, check_total
+from sfrik_jax.weights.stored import StoredTensor, check_total, reason, shown
 
 METADATA = "sfrik_jax"  # the key of what `save` says about the weights
-MAX_WIDTH = 4096
+RANGES = {"mean": (-1e6, 1e6), "std": (1e-6, 1e6)}
 # Of a file that does not say: torchvision's and the original's evaluation.
 IMAGENET = {
     "image_size": 224,
@@ -53,17 +55,19 @@ class Backbone(NamedTuple):
 def save(path: str | Path, variables: Variables, about: Mapping[str, Any]) -> str:
     """Writes backbone variables as safetensors and returns the file's SHA-256.
 
+    The file appears whole or not at all.
+
     Args:
       about: what `load` needs: "arch", "width", "stem", and "preprocessing" with
         "image_size", "resize", "mean", "std"; more keys are kept.
+
+    Raises:
+      DiskFullError, OutputError: it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_suffix(".partial")
     tensors = names.to_torch(jax.device_get(variables), about["arch"])
     # Not `save_file`: its files are for their owner alone, whatever the umask.
     content = serialize(tensors, metadata={METADATA: json.dumps(dict(about))})
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    files.write_whole(Path(path), content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -104,19 +108,58 @@ def open_file(path: str | Path) -> Backbone:
       CorruptInputError: it is damaged, unsafe, of no known backbone, or holds values
         that are not finite.
     """
-    path = Path(path)
-    if not path.is_file():
+    with _opened(path) as file:
+        return _content(Path(path), file)
+
+
+def open_with_sum(path: str | Path, sha256: str | None = None) -> tuple[Backbone, str]:
+    """As `open_file`, with the SHA-256 of the file.
+
+    The sum is taken of the open file, before anything in it is looked at, and again
+    after all was read: another file under the same name is not mixed up with this one.
+
+    Args:
+      sha256: the sum that the file must have.
+
+    Raises:
+      CorruptInputError: the sum is another, or another one in the end.
+    """
+    with _opened(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 is not None and sha256.lower() != digest:
+            raise CorruptInputError(
+                f"{path} has the SHA-256 sum {digest}, not {shown(sha256)}; fetch it "
+                "again"
+            )
+        file.seek(0)
+        found = _content(Path(path), file)
+        file.seek(0)
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise CorruptInputError(
+                f"{path} changed while it was read; read it again when it is finished"
+            )
+    return found, digest
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[BufferedReader]:
+    if not Path(path).is_file():
         raise MissingInputError(f"there is no weights file {path}")
     try:
-        with path.open("rb") as file:
-            tensors, about = _described(path, file)
-            try:
-                return _backbone(tensors, about, file)
-            except CorruptInputError as error:
-                raise CorruptInputError(f"{path}: {error}") from error
+        with Path(path).open("rb") as file:
+            yield file
     except OSError as error:
-        reason = error.strerror or error
-        raise MissingInputError(f"{path} cannot be read: {reason}") from error
+        raise MissingInputError(
+            f"{path} cannot be read: {error.strerror or error}"
+        ) from error
+
+
+def _content(path: Path, file: BinaryIO) -> Backbone:
+    tensors, about = _described(path, file)
+    try:
+        return _backbone(tensors, about, file)
+    except CorruptInputError as error:
+        raise CorruptInputError(f"{path}: {error}") from error
 
 
 def _described(
@@ -137,7 +180,8 @@ def _described(
         _check_about(about)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptInputError(
-            f"{path}: what it says about its weights is damaged: {error!r}"
+            f"{path}: what it says about its weights is damaged: "
+            f"{type(error).__name__}: {reason(error)}"
         ) from error
     return tensors, about
 
@@ -146,8 +190,8 @@ def _check_about(about: Any) -> None:
     arch, width, stem = about["arch"], about["width"], about["stem"]
     if type(arch) is not str or arch not in BACKBONES:
         raise ValueError(f"arch is none of {', '.join(BACKBONES)}")
-    if type(width) is not int or not 0 < width <= MAX_WIDTH:
-        raise ValueError(f"width is no number in 1 … {MAX_WIDTH}")
+    if type(width) is not int or not 0 < width <= names.MAX_WIDTH:
+        raise ValueError(f"width is no number in 1 … {names.MAX_WIDTH}")
     if stem not in names.STEMS.values():
         raise ValueError("stem is neither imagenet nor small")
     preprocessing = about["preprocessing"]
@@ -155,11 +199,13 @@ def _check_about(about: Any) -> None:
         size = preprocessing[key]
         if type(size) is not int or not 0 < size < 1 << 16:
             raise ValueError(f"preprocessing.{key} is no size")
-    for key, least in (("mean", -math.inf), ("std", 0)):
+    for key, (least, most) in RANGES.items():
         values = preprocessing[key]
-        numbers = [v for v in values if type(v) in (int, float) and least < v]
-        if len(numbers) != 3 or len(values) != 3 or not all(map(math.isfinite, values)):
-            raise ValueError(f"preprocessing.{key} is not three numbers")
+        numbers = [v for v in values if type(v) in (int, float) and least <= v <= most]
+        if len(numbers) != 3 or len(values) != 3:
+            raise ValueError(
+                f"preprocessing.{key} is not three numbers in {least:g} … {most:g}"
+            )
 
 
 def _backbone(

@@ -35,6 +35,7 @@ _NORM = {
 }
 COUNTER = "num_batches_tracked"  # of batch norm; nothing here reads it
 STEMS = {7: "imagenet", 3: "small"}  # by the size of the first kernel
+MAX_WIDTH = 4096
 LISTED = 10  # problems that a message names
 
 
@@ -50,8 +51,8 @@ def from_torch(
       arch: a name of `models.BACKBONES`.
 
     Raises:
-      CorruptInputError: tensors are missing, unexpected or of the wrong shape; the
-        first ten are named.
+      CorruptInputError: tensors are missing, unexpected or of the wrong shape, of which
+        the first ten are named; or a variance is negative.
     """
     sources = bare_names(state_dict)
     shapes = {name: np.shape(state_dict[key]) for name, key in sources.items()}
@@ -85,13 +86,7 @@ def fill(
     """
     leaves = _variable_shapes(arch, width, stem)
     wanted = {torch_name(path): _torch_shape(leaf) for path, leaf in leaves.items()}
-    problems = [f"missing {name}" for name in wanted if name not in shapes]
-    for name, shape in shapes.items():
-        norm = f"{name.removesuffix(COUNTER)}running_var"
-        if name in wanted and shape != wanted[name]:
-            problems.append(f"{name} has shape {shape}, not {wanted[name]}")
-        elif name not in wanted and not (name.endswith(COUNTER) and norm in wanted):
-            problems.append(f"unexpected {shown(name)}")
+    problems = _differences(shapes, wanted)
     if problems:
         more = len(problems) - LISTED
         listed = "; ".join(problems[:LISTED]) + (f"; and {more} more" * (more > 0))
@@ -101,10 +96,25 @@ def fill(
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        value = read(torch_name(path))
+        name = torch_name(path)
+        value = read(name)
+        if path[-1] == "var" and (value < 0).any():
+            raise CorruptInputError(f"{name} holds a negative variance")
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
         node[path[-1]] = convert(value)
     return tree
+
+
+def _differences(shapes: Shapes, wanted: Shapes) -> list[str]:
+    """What keeps tensors from being those of a network."""
+    problems = [f"missing {name}" for name in wanted if name not in shapes]
+    for name, shape in shapes.items():
+        norm = f"{name.removesuffix(COUNTER)}running_var"
+        if name in wanted and shape != wanted[name]:
+            problems.append(f"{name} has shape {shape}, not {wanted[name]}")
+        elif name not in wanted and not (name.endswith(COUNTER) and norm in wanted):
+            problems.append(f"unexpected {shown(name)}")
+    return problems
 
 
 def bare_names(names: Iterable[str]) -> dict[str, str]:
@@ -160,10 +170,11 @@ def detect(shapes: Shapes) -> tuple[str, int, str]:
     )
     bottleneck = any(conv == 3 for _, _, conv in parts)
     first = shapes.get("conv1.weight", ())
-    square = len(first) == 4 and first[2] == first[3] and first[0] > 0
-    if not square or first[2] not in STEMS:
+    square = len(first) == 4 and first[2] == first[3]
+    if not square or first[2] not in STEMS or not 0 < first[0] <= MAX_WIDTH:
         raise CorruptInputError(
-            "it is no ResNet: there is no conv1.weight of 7x7 or 3x3 kernels"
+            "it is no ResNet: there is no conv1.weight of 7x7 or 3x3 kernels, with "
+            f"1 … {MAX_WIDTH} channels"
         )
     for arch, make in BACKBONES.items():
         model = make()

@@ -18,12 +18,14 @@ from sfrik_jax.weights.stored import (
     BFLOAT16,
     MAX_AXES,
     StoredTensor,
+    reason,
     row_major,
     shown,
 )
 
-# The format allows 100 MB, which take 1 GB as Python objects; ResNet-101's has 57 kB.
-MAX_HEADER = 10_000_000
+# A byte of JSON takes up to 23 as Python objects, and the format allows 100 MB;
+# ResNet-101's header has 57 kB.
+MAX_HEADER = 1_000_000
 METADATA = "__metadata__"
 DTYPES = {
     "F64": np.dtype("<f8"),
@@ -61,10 +63,10 @@ def tensors(
             raise ValueError(f"{METADATA} holds something else than text")
         return _entries(header, 8 + size, length), metadata
     except (ValueError, RecursionError) as error:
-        reason = "its header nests too deep"
-        reason = reason if isinstance(error, RecursionError) else error
+        deep = isinstance(error, RecursionError)
+        what = "its header nests too deep" if deep else reason(error)
         raise CorruptInputError(
-            f"{path} is no sound safetensors file: {reason}"
+            f"{path} is no sound safetensors file: {what}"
         ) from error
 
 

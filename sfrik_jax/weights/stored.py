@@ -17,7 +17,7 @@ from sfrik_jax.errors import CorruptInputError
 BFLOAT16 = np.dtype(jnp.bfloat16)
 FLOATS = (np.dtype("f2"), BFLOAT16, np.dtype("f4"), np.dtype("f8"))
 MAX_AXES = 8
-NAME_LENGTH = 80
+NAME_LENGTH, REASON_LENGTH = 80, 300
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,19 @@ class StoredTensor:
         """The values as float32.
 
         Raises:
-          CorruptInputError: they are no floating-point numbers, or not all finite.
+          CorruptInputError: they are no floating-point numbers, not all there, or not
+            all finite.
         """
         if self.dtype not in FLOATS:
             raise CorruptInputError(
                 f"{shown(name)} holds {self.dtype} values, not floats"
             )
         file.seek(self.start)
-        flat = np.frombuffer(file.read(self.span * self.dtype.itemsize), self.dtype)
+        data = file.read(self.span * self.dtype.itemsize)
+        # Strides would reach beyond a shorter buffer, into other memory.
+        if len(data) != self.span * self.dtype.itemsize:
+            raise CorruptInputError(f"{shown(name)} is cut short")
+        flat = np.frombuffer(data, self.dtype)
         steps = [stride * self.dtype.itemsize for stride in self.strides]
         values = np.lib.stride_tricks.as_strided(flat, self.shape, steps)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -88,7 +93,13 @@ def check_total(tensors: Iterable[StoredTensor], size: int) -> None:
         raise CorruptInputError("its tensors share bytes: together they exceed it")
 
 
-def shown(name: str) -> str:
-    """A name from a file as it may stand in a message: printable, and not long."""
-    cut = name if len(name) <= NAME_LENGTH else name[:NAME_LENGTH] + "…"
-    return cut if cut.isprintable() and cut else repr(cut)
+def shown(text: str, limit: int = NAME_LENGTH) -> str:
+    """Text from a file as it may stand in a message: printable, and not long."""
+    cut = text[:limit]
+    cut = cut if cut.isprintable() and cut else repr(cut)
+    return cut if len(text) <= limit >= len(cut) else cut[:limit] + "…"
+
+
+def reason(error: Exception) -> str:
+    """What an error says, which may quote the file, as it may stand in a message."""
+    return shown(str(error), REASON_LENGTH)

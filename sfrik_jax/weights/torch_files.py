@@ -13,7 +13,7 @@ import numpy as np
 from sfrik_jax.errors import CorruptInputError
 from sfrik_jax.weights import archives
 from sfrik_jax.weights.pickled import Refused, unpickle
-from sfrik_jax.weights.stored import BFLOAT16, MAX_AXES, StoredTensor, shown
+from sfrik_jax.weights.stored import BFLOAT16, MAX_AXES, StoredTensor, reason, shown
 
 SIGNATURE = b"PK\3\4"
 MAX_BYTES = 4 << 30  # ResNet-50x2 takes 0.4 GB
@@ -73,7 +73,9 @@ def state_dict(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
             f"SFRIK-UNSAFE refused {refusal} in {path}: {ADVICE}"
         ) from refusal
     except ValueError as error:
-        raise CorruptInputError(f"{path} is no sound PyTorch file: {error}") from error
+        raise CorruptInputError(
+            f"{path} is no sound PyTorch file: {reason(error)}"
+        ) from error
     return _tensors(path, found)
 
 
@@ -150,6 +152,11 @@ def _tensor(
     metadata: Any = None,
 ) -> StoredTensor:
     """A view of a storage, all of it inside; offset and strides in elements."""
+    # {"neg": True} and {"conj": True} say that the numbers mean others.
+    if metadata is not None and metadata != {}:
+        raise ValueError(
+            "a tensor is a negative or conjugate view; save it after resolve_neg()"
+        )
     if type(storage) is not Storage or type(shape) is not tuple:
         raise ValueError("a tensor is not made of a storage and a shape")
     if type(strides) is not tuple or not len(strides) == len(shape) <= MAX_AXES:
