@@ -72,9 +72,12 @@ def run(
         if earlier:
             return earlier
         recipe = recipe_of(bench)
-        state, seconds = _train(bench, recipe, run_dir, stop)
+        judged: dict[int, Scored] = {}
+        state, seconds = _train(bench, recipe, run_dir, stop, judged)
         rows = [row.get("val/top1") for row in metrics.read_rows(run_dir.path)]
-        figures, details = _finish(bench, recipe, state, [r for r in rows if r])
+        best = max((r for r in rows if r is not None), default=0.0)
+        val = judged.get(int(state.step))
+        figures, details = _finish(bench, recipe, state, val, best)
         figures["train_seconds"] = round(seconds, 1)
         return results.write(
             workdir,
@@ -87,9 +90,13 @@ def run(
 
 
 def _train(
-    bench: Bench, recipe: Recipe, run_dir: RunDirectory, stop: Stop
+    bench: Bench,
+    recipe: Recipe,
+    run_dir: RunDirectory,
+    stop: Stop,
+    judged: dict[int, Scored],
 ) -> tuple[Any, float]:
-    """The last state, and the seconds of training."""
+    """The last state, and the seconds of training; `judged` gets its step's "val"."""
     with Checkpoints(
         run_dir.path / "checkpoints", keep=bench.config.checkpoint.keep
     ) as checkpoints:
@@ -100,7 +107,7 @@ def _train(
         train = bench.parts["train"]
         weights = bench.subject.about
         run_dir.start(train.fingerprint, train.subset, weights=weights)
-        plan = _plan(bench, recipe)
+        plan = _plan(bench, recipe, judged)
         state, seconds = loop.run_steps(
             plan, state, bench.loader, run_dir, checkpoints, stop
         )
@@ -108,21 +115,20 @@ def _train(
     return state, seconds
 
 
-def _plan(bench: Bench, recipe: Recipe) -> loop.Plan:
+def _plan(bench: Bench, recipe: Recipe, judged: dict[int, Scored]) -> loop.Plan:
     config, per_epoch = bench.config, bench.steps_per_epoch
-    chosen_on = "val" if "val" in bench.parts else None
-    total = recipe.epochs * per_epoch
 
     def evaluate(state: Any) -> dict[str, float]:
-        # After the last step `_finish` does it.
-        if chosen_on is None or int(state.step) == total:
+        if "val" not in bench.parts:
             return {}
-        return {"top1": max(recipe.evaluate(state, chosen_on, None).top1())}
+        judged.clear()
+        judged[int(state.step)] = found = recipe.evaluate(state, "val", None)
+        return {"top1": max(found.top1())}
 
     return loop.Plan(
         name=recipe.name,
         step=recipe.step,
-        total=total,
+        total=recipe.epochs * per_epoch,
         per_epoch=per_epoch,
         views_per_step=config.data.batch_size,
         evaluate=evaluate,
@@ -136,17 +142,19 @@ def _plan(bench: Bench, recipe: Recipe) -> loop.Plan:
 
 
 def _finish(
-    bench: Bench, recipe: Recipe, state: Any, earlier: list[float]
+    bench: Bench, recipe: Recipe, state: Any, val: Scored | None, best: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures and details: the head chosen on "val", and its figure on "test".
 
-    Args: earlier: best "val" top-1 of the heads after earlier epochs.
+    Args:
+      val: how the heads do on "val", if that is known.
+      best: top-1 on "val" of the best head after the best of the epochs so far.
     """
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {}
     chosen = 0
     if "val" in bench.parts:
-        val = recipe.evaluate(state, "val", None)
+        val = val or recipe.evaluate(state, "val", None)
         table = [
             {**each, "val_top1": top1, "val_loss": float(loss)}
             for each, top1, loss in zip(
@@ -157,7 +165,7 @@ def _finish(
         details = {"compared": table, "chosen": table[chosen]}
         figures |= _named(f"{recipe.name}/val_", val.counts[chosen])
         # The original reports this one, and of the final split; it flatters.
-        best = max(*val.top1(), *earlier, 0.0)
+        best = max(best, *val.top1())
         figures[f"{recipe.name}/val_top1_best_epoch"] = best
     if "test" in bench.parts:
         test = recipe.evaluate(state, "test", chosen)
