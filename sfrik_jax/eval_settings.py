@@ -123,6 +123,6 @@ JOBS: dict[str, dict[str, Any]] = {
         **_FEATURES,
         "data": _FEATURES["data"] | {"test_split": ""},
         "augment": DEFAULTS["augment"],
-        "gauges": {"images": 10_000},
+        "gauges": {"images": 4_096},
     },
 }

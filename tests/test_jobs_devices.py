@@ -55,7 +55,7 @@ def test_three_steps_and_figures_are_the_same_on_any_number_of_devices(settings,
         for step in range(3):
             state, _ = recipe.step(state, bench.loader.batch(step))
         assert len(jax.tree.leaves(state)[0].sharding.device_set) == devices
-        scored = recipe.evaluate(state, "test")
+        scored = recipe.evaluate(state, "test", None)
         counts = [each.confusion.tolist() for each in scored.counts]
         found[devices] = jax.device_get(state), counts, scored.loss
     state, counts, loss = found[1]

@@ -11,7 +11,13 @@ import tiny_jobs
 from PIL import Image
 
 from sfrik_jax.data.images import named_batches
-from sfrik_jax.errors import BadPictureError, ConfigError, CorruptInputError, Preempted
+from sfrik_jax.errors import (
+    BadPictureError,
+    ConfigError,
+    CorruptInputError,
+    MismatchError,
+    Preempted,
+)
 from sfrik_jax.evaluators import features as extraction
 from sfrik_jax.feature_set import FeatureSet, FeatureWriter
 from sfrik_jax.jobs import features as feature_job
@@ -115,7 +121,10 @@ def test_jobs_share_features_and_a_finished_one_is_not_done_again(
     assert runner.run(settings("knn", *KNN), tmp_path, "knn") == record
     assert results.path_of(tmp_path, "knn").read_bytes() == written
     # Another question to the same features.
-    changed = runner.run(settings("knn", "knn.k=(3,)"), tmp_path, "knn")
+    with pytest.raises(MismatchError, match="holds figures of other protocol; give"):
+        runner.run(settings("knn", "knn.k=(3,)"), tmp_path, "knn")
+    assert results.path_of(tmp_path, "knn").read_bytes() == written
+    changed = runner.run(settings("knn", "knn.k=(3,)"), tmp_path, "knn3")
     assert "knn/top1_k3" in changed["figures"]
     assert not made
 

@@ -257,9 +257,9 @@ def watched(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return next_batch(batches, stop)
 
-    def watch_finish(bench, recipe, state, best):
+    def watch_finish(bench, recipe, state, val, best):
         found["states"].append(jax.device_get(state))
-        return finish(bench, recipe, state, best)
+        return finish(bench, recipe, state, val, best)
 
     monkeypatch.setattr(Bench, "pictures", watch_pictures)
     monkeypatch.setattr(loop, "next_batch", watch_batch)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sfrik_jax.errors import ConfigError
-from sfrik_jax.evaluators import knn, logreg, scores, voc_svm
+from sfrik_jax.evaluators import knn, logreg, multi_labels, scores, voc_svm
 from sfrik_jax.evaluators.choosing import Labelled, Result
 from sfrik_jax.feature_set import FeatureSet
 from sfrik_jax.jobs import parts as parts_of
@@ -119,6 +119,8 @@ def vector_machines(job: Opened, sets: Sets, say: Say) -> Answer:
     settings = job.config.svm
     train, test = sets["train"], sets["test"]
     given = (train, _present(train), test, _present(test))
+    # Too few pictures for the most shots would come out after all the other work.
+    multi_labels.check(given[1], given[3], max(voc_svm.FOLDS, *settings.low_shot, 1))
     whole = voc_svm.evaluate(
         *given, costs=tuple(settings.costs), seed=job.config.seed, say=say
     )

@@ -35,9 +35,12 @@ def read(workdir: Path, name: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def done(workdir: Path, name: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+def done(
+    workdir: Path, name: str, identity: Mapping[str, Any], *, replace: bool = False
+) -> dict[str, Any]:
     """The record of the same weights, data and protocol; empty when there is none.
 
+    Args: replace: whether a record of others may be lost, as it holds no figures.
     Raises:
       MismatchError: there is a record of others, which would be lost.
     """
@@ -45,6 +48,8 @@ def done(workdir: Path, name: str, identity: Mapping[str, Any]) -> dict[str, Any
     if not isinstance(earlier.get("weights"), dict):
         return {}
     changed = [key for key in identity if _facts(earlier, key) != _facts(identity, key)]
+    if changed and replace:
+        return {}
     if changed:
         raise MismatchError(
             f"{path_of(workdir, name)} holds figures of other {' and '.join(changed)}; "

@@ -60,7 +60,8 @@ def run(config: ConfigDict, workdir: Path, name: str) -> dict[str, Any]:
         # Processes of one job work side by side, each under a lock of its own.
         lock = place / f"lock-{jax.process_index()}"
         with Lock(lock, f"the job {place}", "wait for it, or give a --name"):
-            earlier = results.done(workdir, name, identity)
+            replace = config.job == "features"
+            earlier = results.done(workdir, name, identity, replace=replace)
             if earlier:
                 return earlier
             answer = _answer(job, kind, workdir, stop)
