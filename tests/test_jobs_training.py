@@ -275,7 +275,7 @@ def test_a_job_is_the_same_stopped_or_not_and_is_done_once(
     whole = run(config, tmp_path / "whole")
     assert watched["batches"] == STEPS
     # Frozen features of "val" are made once. The final split is looked at once.
-    looks = {"linear": ["val"], "finetune": ["val"] * 3}
+    looks = {"linear": ["val"], "finetune": ["val"] * 2}
     assert watched["parts"] == [*looks[job], "test"]
 
     watched |= {"batches": 0, "stop_at": 3}
