@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sfrik_jax.errors import DiskFullError, OutputError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What the system says where no room is left, on the disk or in the user's share of it.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -48,7 +49,7 @@ def make_folder(path: Path) -> None:
 
 def output_error(path: Path, error: OSError) -> DiskFullError | OutputError:
     """What the system refuses, as one of our errors."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return DiskFullError(
             f"the disk of {path} is full; make room or name another place"
         )

@@ -18,18 +18,19 @@ LEVELS = [
     "commands config_ranges data data.jpeg data.progress device_checks errors jobs "
     "kernels metrics models.layers models.norm optim report.page settings",
     "checkpoint commands.parsing config_files data.builders.archives "
-    "data.builders.records data.folders data.hashes data.idx data.pipeline "
-    "data.prepared data.records data.resize data.subset_setting data.views "
-    "eval_settings evaluators.baselines evaluators.checks evaluators.features "
-    "evaluators.heads evaluators.multi_labels feature_set.checks feature_set.layout "
-    "files interrupts locks mesh models.projector models.resnet report.run resample "
-    "weights.exported weights.stored",
+    "data.builders.records data.folders data.idx data.pipeline data.prepared "
+    "data.records data.resize data.subset_setting data.views eval_settings "
+    "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
+    "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
+    "locks mesh models.projector models.resnet report.run resample weights.exported "
+    "weights.stored",
     "augment data.builders.base data.builders.registered data.decode "
-    "data.fashion_mini.make data.photos data.sources data.subsets eval_checks "
-    "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
-    "evaluators.scores evaluators.voc_svm feature_set.described feature_set.shard "
-    "feature_set.shard_file mmd models report.curves report.records report.verdict "
-    "weights.archives weights.pickled weights.safetensors_files",
+    "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
+    "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
+    "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
+    "feature_set.shard feature_set.shard_file mmd models report.curves "
+    "report.records report.verdict weights.archives weights.pickled "
+    "weights.safetensors_files",
     "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "

@@ -1,7 +1,6 @@
 """Lists of SHA-256 sums: `sum  id` a line, the form of sha256sum."""
 
 import contextlib
-import errno
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from sfrik_jax.errors import (
     MissingInputError,
     OutputError,
 )
+from sfrik_jax.files import NO_ROOM
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
@@ -98,7 +98,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in NO_ROOM:
             raise DiskFullError(
                 f"--hashes {path}: the disk is full; make room or name another place"
             ) from error

@@ -1,6 +1,5 @@
 """A file of a shard while it is written, and what the system says against it."""
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,7 @@ import numpy as np
 
 from sfrik_jax.errors import DiskFullError, OutputError
 from sfrik_jax.feature_set import layout
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+from sfrik_jax.files import NO_ROOM
 
 
 class ShardFile:
@@ -87,7 +85,7 @@ def told(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise DiskFullError(
                 f"the disk of {path} is full; what is finished is kept: make room and "
                 "run the command again"
