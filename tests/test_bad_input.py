@@ -79,6 +79,7 @@ def test_i1_a_bad_picture_ends_the_command_with_65_and_skip_goes_on(tmp_path, fo
     assert "5 replaced, 5 left out" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow  # three runs, 75 s
 def test_i1_skipping_is_bitwise_the_same_by_more_threads_and_resumed(tmp_path, folder):
     skip = ["data.on_error=skip", "optim.epochs=30", "checkpoint.every_steps=5"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

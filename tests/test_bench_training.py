@@ -41,6 +41,7 @@ def test_loss_counts_the_arithmetic_of_each_arm(tmp_path):
     assert ("torch" in {row["arm"] for row in rows}) != ("no arms of torch" in out)
 
 
+@pytest.mark.slow  # it compiles for 40 s
 def test_step_is_timed_alone_and_fed_from_jpegs(tmp_path):
     options = "--size 16 --stem small --batch 8 --q 32 --hidden 32 --rounds 1"
     fed = "--seconds 0.1 --fed fast --workers 2"

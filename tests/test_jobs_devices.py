@@ -37,7 +37,9 @@ def settings(data_dir, weights):
     )
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "job", ["linear", pytest.param("finetune", marks=pytest.mark.slow)]
+)
 def test_three_steps_and_figures_are_the_same_on_any_number_of_devices(settings, job):
     rates = {
         "linear": ["probe.learning_rates=(0.001,0.0001)"],

@@ -100,7 +100,6 @@ def image_folder(tmp_path_factory) -> dict[str, object]:
 # All twelve take minutes on a machine that has compiled none of them; these do not.
 ALWAYS = [
     ("vicreg", "photo_patches"),
-    ("obow", "photo_patches"),
     ("swav", "photo_patches"),
     ("obow", "image_folder"),
 ]
