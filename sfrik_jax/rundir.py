@@ -28,6 +28,8 @@ LIBRARIES = (
     "tensorflow-datasets",
     "grain",
     "numpy",
+    "pillow",
+    "simplejpeg",
 )
 
 

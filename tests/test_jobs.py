@@ -93,7 +93,8 @@ def test_each_command_leaves_its_figures(command, run_dir, data_dir, capfd):
     assert 0 < figure <= 2048
     protocol = record["protocol"]
     assert (protocol["data.image_size"], protocol["data.resize"]) == (48, 48)
-    assert len(protocol["data.mean"]) == 3
+    assert len(protocol["data.mean"]) == 3 and protocol["data.decoder"] == "pillow"
+    assert {"pillow", "simplejpeg"} <= record["session"]["libraries"].keys()
     exported = weights.open_file(run_dir / "backbone.safetensors")
     digest = weights.fingerprint(exported.variables, exported.arch)
     summary = json.loads((run_dir / "summary.json").read_text())

@@ -153,6 +153,8 @@ def identity(
     if "data.on_error" in settings:  # decides whether pictures may be left out
         protocol["data.on_error"] = settings["data.on_error"]
     protocol |= {"data.image_size": size.image_size, "data.resize": size.resize}
+    # simplejpeg gives Pillow's bytes; the session tells the versions of both.
+    protocol["data.decoder"] = "pillow"
     protocol |= {f"data.{k}": subject.preprocessing[k] for k in ("mean", "std")}
     data = {
         name: {
