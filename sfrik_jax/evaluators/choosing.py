@@ -3,7 +3,7 @@
 The head is chosen on a validation set; the test set is counted for that one alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +42,17 @@ class Result(NamedTuple):
     chosen: int
     counts: Counts | None
     heads: Heads
+
+
+class Scored(NamedTuple):
+    """How R heads did: counts of each, and mean cross-entropy, float64 [R]."""
+
+    counts: list[Counts]
+    loss: np.ndarray
+
+    def top1(self) -> list[float]:
+        """Top-1 of each head in %."""
+        return [scores.figures(each)["top1"] for each in self.counts]
 
 
 def checked(
@@ -118,11 +129,11 @@ def answer(
     """
     chosen = 0
     if validation is not None:
-        counts, losses = _evaluate(fitted, validation)
-        for row, count, loss in zip(rows, counts, losses.tolist(), strict=True):
-            row |= {"val_top1": scores.figures(count)["top1"], "val_loss": loss}
-        top1 = [row["val_top1"] for row in rows]
-        chosen = heads.best(top1, losses, len(validation.labels))
+        found = _evaluate(fitted, validation)
+        top1 = found.top1()
+        for row, share, loss in zip(rows, top1, found.loss.tolist(), strict=True):
+            row |= {"val_top1": share, "val_loss": loss}
+        chosen = heads.best(top1, found.loss, len(validation.labels))
     one = Heads(fitted.kernel[:, chosen : chosen + 1], fitted.bias[chosen : chosen + 1])
     if test is None:
         return Result(rows, chosen, None, one)
@@ -131,20 +142,36 @@ def answer(
     return Result(rows, chosen, count, one)
 
 
-def _evaluate(fitted: Heads, one: Labelled) -> tuple[list[Counts], np.ndarray]:
-    """Counts of each head and its mean cross-entropy, float64 [R]."""
+def _evaluate(fitted: Heads, one: Labelled) -> Scored:
+    rows = chunk_rows(one.features.shape[1], fitted.bias.size)
+    starts = range(0, len(one.labels), rows)
+    blocks = (
+        (one.features[start : start + rows], one.labels[start : start + rows])
+        for start in starts
+    )
+    return score(fitted, blocks)
+
+
+def score(fitted: Heads, blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Scored:
+    """How each head does on features [b, d] with labels [b], block by block.
+
+    Blocks are filled up to the length of the first, so that nothing compiles twice.
+    """
     num_heads, num_classes = fitted.bias.shape
-    rows = chunk_rows(one.features.shape[1], num_heads * num_classes)
     counts, total = [Counts.zero(num_classes)] * num_heads, np.zeros(num_heads)
-    for x, labels, weights in chunks(one, min(rows, len(one.labels))):
-        real = int(weights.sum())
-        ranked, losses = map(np.asarray, _ranked_and_losses(fitted, x, labels))
+    images, rows = 0, 0
+    for x, labels in blocks:
+        real, rows = len(labels), max(rows, len(labels))
+        missing = (0, rows - real)
+        x, padded = np.pad(x, (missing, (0, 0))), np.pad(labels, missing)
+        ranked, losses = map(np.asarray, _ranked_and_losses(fitted, x, padded))
         total += losses[:real].sum(axis=0, dtype=np.float64)
         counts = [
-            count + scores.count(ranked[:real, r], labels[:real], num_classes)
+            count + scores.count(ranked[:real, r], labels, num_classes)
             for r, count in enumerate(counts)
         ]
-    return counts, total / len(one.labels)
+        images += real
+    return Scored(counts, total / max(images, 1))
 
 
 @jax.jit

@@ -17,10 +17,7 @@ from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
 from sfrik_jax.errors import ConfigError, CorruptInputError
-from sfrik_jax.evaluators import heads as linear_heads
-from sfrik_jax.evaluators import scores
 from sfrik_jax.evaluators.features import Encode, pairs
-from sfrik_jax.evaluators.heads import Heads
 from sfrik_jax.image_set import BATCH_SIZE
 from sfrik_jax.jobs import parts as parts_of
 from sfrik_jax.subject import Subject, open_subject
@@ -147,17 +144,6 @@ def _labels(train: Source) -> np.ndarray:
     return labels
 
 
-class Scored(NamedTuple):
-    """How R heads did on a part: the counts of each, and their cross-entropy [R]."""
-
-    counts: list[scores.Counts]
-    loss: np.ndarray
-
-    def top1(self) -> list[float]:
-        """Top-1 of each head in %."""
-        return [scores.figures(each)["top1"] for each in self.counts]
-
-
 Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
@@ -166,28 +152,3 @@ def encoded(bench: Bench, part: str, encode: Encode) -> Blocks:
     devices = bench.mesh.shape[mesh_lib.DATA]
     size = -(-BATCH_SIZE // devices) * devices
     yield from pairs(encode, bench.pictures(part, size), size)
-
-
-def score(heads: Heads, blocks: Blocks, num_classes: int) -> Scored:
-    """How each head does on features with labels."""
-    count = heads.bias.shape[0]
-    counts = [scores.Counts.zero(num_classes)] * count
-    loss, rows = np.zeros(count), 0
-    for features, labels in blocks:
-        ranked, losses = _answers(heads, features, labels)
-        ranked = np.asarray(ranked)
-        counts = [
-            each + scores.count(ranked[:, r], labels, num_classes)
-            for r, each in enumerate(counts)
-        ]
-        loss += np.asarray(losses, np.float64).sum(axis=0)
-        rows += len(labels)
-    return Scored(counts, loss / max(rows, 1))
-
-
-@jax.jit
-def _answers(heads, features, labels):
-    return (
-        linear_heads.rank(heads, features),
-        linear_heads.cross_entropy(heads, features, labels),
-    )

@@ -14,10 +14,12 @@ import optax
 from ml_collections import ConfigDict
 
 from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.evaluators import choosing
 from sfrik_jax.evaluators import heads as linear_heads
+from sfrik_jax.evaluators.choosing import Scored
 from sfrik_jax.jobs import bench as benches
 from sfrik_jax.jobs import supervised
-from sfrik_jax.jobs.bench import Bench, Scored
+from sfrik_jax.jobs.bench import Bench
 from sfrik_jax.jobs.supervised import Recipe
 
 
@@ -63,7 +65,7 @@ def recipe(bench: Bench) -> Recipe:
             "batch_stats": state.batch_stats,
         }
         blocks = benches.encoded(bench, part, bench.encoder(variables))
-        return benches.score(state.params["head"], blocks, bench.num_classes)
+        return choosing.score(state.params["head"], blocks)
 
     rates = {
         "backbone_learning_rate": settings.backbone_learning_rate,

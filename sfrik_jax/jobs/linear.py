@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.evaluators import choosing
 from sfrik_jax.evaluators import heads as linear_heads
+from sfrik_jax.evaluators.choosing import Scored
 from sfrik_jax.evaluators.heads import Heads
 from sfrik_jax.jobs import bench as benches
 from sfrik_jax.jobs import supervised
-from sfrik_jax.jobs.bench import Bench, Scored
+from sfrik_jax.jobs.bench import Bench
 from sfrik_jax.jobs.supervised import Recipe
 
 
@@ -55,7 +57,7 @@ def recipe(bench: Bench) -> Recipe:
         if only is not None:
             one = slice(only, only + 1)
             heads = Heads(heads.kernel[:, one], heads.bias[one])
-        return benches.score(heads, blocks, bench.num_classes)
+        return choosing.score(heads, blocks)
 
     def first() -> ProbeState:
         heads = linear_heads.init(

@@ -1,5 +1,6 @@
 """What a job leaves: `eval/NAME.json`, and a table on the standard output."""
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sfrik_jax import files
 from sfrik_jax.errors import MismatchError
 from sfrik_jax.evaluators import scores
 from sfrik_jax.rundir import about_this_process, write_whole
@@ -93,7 +95,9 @@ def write(
     if len(matrix) > MOST_CLASSES:
         # As text the matrix of ImageNet's classes would be 10 MB and 10^6 lines.
         file = directory(workdir, name) / "confusion.npy"
-        np.save(file, np.asarray(matrix, np.int64))
+        content = io.BytesIO()
+        np.save(content, np.asarray(matrix, np.int64))
+        files.write_whole(file, content.getvalue())
         record["confusion"] = str(file.relative_to(path.parent))
     write_whole(path, json.dumps(_finite(record), indent=2) + "\n")
     return read(workdir, name)

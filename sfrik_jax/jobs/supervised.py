@@ -17,10 +17,11 @@ from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.evaluators import heads as linear_heads
 from sfrik_jax.evaluators import scores
+from sfrik_jax.evaluators.choosing import Scored
 from sfrik_jax.interrupts import Stop
 from sfrik_jax.jobs import parts as parts_of
 from sfrik_jax.jobs import results
-from sfrik_jax.jobs.bench import Bench, Scored, open_bench
+from sfrik_jax.jobs.bench import Bench, open_bench
 from sfrik_jax.rundir import RunDirectory
 from sfrik_jax.subject import open_subject
 
