@@ -49,17 +49,6 @@ def test_convolution_has_the_plain_value_and_gradients(x64, size, stride, batch,
     chex.assert_trees_all_close(found, want, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("images", [1, 2, 3, 5, 6, 100])
-def test_the_kernels_gradient_is_the_same_in_any_number_of_parts(
-    x64, monkeypatch, images
-):
-    x, kernel = operands(6, (5, 4))
-    want = value_and_gradients(plain_convolution, x, kernel, 1)
-    monkeypatch.setattr(layers, "PATCH_BYTES", images * 5 * 4 * 9 * 3 * 8)
-    found = value_and_gradients(layers.convolution_on_cpu, x, kernel, 1)
-    chex.assert_trees_all_close(found, want, rtol=1e-11, atol=1e-11)
-
-
 @pytest.mark.parametrize("size", [(2, 2), (28, 28)])
 def test_convolution_in_bfloat16_is_within_its_rounding(x64, size):
     half = operands(7, size, jnp.bfloat16)

@@ -4,7 +4,7 @@ All return what the plain operations return, and have the same gradient up to ro
 only the way differs, and only on a CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# im2col matrices of this size stay in a core's cache: 2 to 4 images of 28x28x16 are
-# 64 ms, 128 of them 172 ms (kernel gradient of 512 images, two cores, jax 0.10.2).
-PATCH_BYTES = 2 * 2**20
+from sfrik_jax.models import cpu_convolutions as cpu
+
 DILATIONS = ("lhs_dilation", "rhs_dilation")
 _portable = ContextVar("portable", default=False)
 
@@ -62,31 +61,53 @@ def convolution(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolution_on_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """k x k convolution, k odd, with padding k // 2 and gradients made for a CPU.
-
-    XLA's own kernel gradient of 512 maps of 28x28x16 takes 506 ms against 44 ms for the
-    forward pass of the same arithmetic; as matrix products of im2col patches of a few
-    images each it takes 69 ms. The 7x7 kernel of a stem on 256 images of 56 px: 802
-    against 162 ms. XLA's forward pass is kept but for 1x1 kernels and the smallest
-    maps, see `_forward`. (Two cores, jax 0.10.2.)
+    """k x k convolution, k odd, with padding k // 2, by the form that suits its shape.
 
     Args:
-      x: [n, H, W, C]. kernel: [k, k, C, out].
+      x: [n, H, W, C]. kernel: [k, k, C, K].
     """
     return _forward(x, kernel, stride)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The convolution; of 1x1 kernels and 2x2 maps as a matrix product of patches.
+def _forward(x, kernel, stride):
+    form = form_on_cpu(x.shape, kernel.shape, stride)
+    if form == "winograd":
+        return cpu.winograd(x, kernel)
+    if form == "taps":
+        return cpu.taps(x, kernel)
+    if form == "patches":
+        return cpu.patches(x, kernel, stride)
+    return _by_xla(x, kernel, stride)
 
-    XLA takes a naive path for 3x3 on 2x2: 4,536 ms for 256 maps of 512 channels,
-    against 97 ms on 3x3 maps, which have more than twice the arithmetic. Zero padding
-    alone does not help: XLA folds it into the convolution. A 1x1 kernel from 128 to 64
-    channels on 256 maps of 14x14, with its gradients: 771 ms, as products 65 ms.
+
+def form_on_cpu(x: Sequence[int], kernel: Sequence[int], stride: int) -> str:
+    """The fastest form for these shapes: "winograd", "taps", "patches" or "xla".
+
+    Milliseconds of the convolution, its gradient by x and that by the kernel, on two
+    cores with jax 0.10.2, of 128 maps:
+
+        3x3, 32x32x64           xla 162, 162, 1440   winograd 49, 55, 78
+        3x3, 4x4x512            xla 68, 71, 81       winograd 46, 46, 50
+        3x3, 3x3x512            xla 46, 50, 45       taps 22, 25, 26
+        3x3 of stride 2,
+          32x32x64 to 128       xla 90, 80, –        patches 51, 65, 55
+
+    Of 256 maps of 12x12x32: xla 7.5 and 7.7, winograd 11.4 and 11.3. XLA takes 1x1
+    kernels with gradients ten times as long as products do (771 and 65 ms for 256 maps
+    of 14x14 from 128 to 64 channels).
     """
+    size, channels = kernel[0], min(kernel[2:])
+    if stride == 1 and size > 1:
+        if max(x[1:3]) <= 3:
+            return "taps"
+        if size == 3 and channels >= 64:
+            return "winograd"
+        return "xla"
+    return "patches"
+
+
+def _by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size = kernel.shape[0]
-    if size == 1 or max(x.shape[1:3]) <= 2:
-        return _forward_of_products(x, kernel, stride)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -96,71 +117,31 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
-def _forward_of_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The convolution as a matrix product of patches.
-
-    Its transpose is the gradient by x of a strided convolution, which is 288 ms as XLA
-    does it for 3x3 of stride 2 on 256 maps of 14x14x64.
-    """
-    rows = _patches(x, kernel.shape[0], stride)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    columns = kernel.reshape(rows.shape[-1], -1)
-    return jnp.matmul(rows, columns, preferred_element_type=wide).astype(x.dtype)
-
-
-def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """The k x k surroundings of each place: [n, H, W, C] to [n, H', W', k k C]."""
-    height, width = x.shape[1:3]
-    pad = (size // 2, size // 2)
-    padded = jnp.pad(x, [(0, 0), pad, pad, (0, 0)])
-    parts = [
-        padded[:, i : i + height : stride, j : j + width : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return jnp.concatenate(parts, axis=-1)
-
-
 def _forward_and_keep(x, kernel, stride):
     return _forward(x, kernel, stride), (x, kernel)
 
 
-def _backward(stride, kept, cotangent):
+def _backward(stride, kept, bar):
     x, kernel = kept
-    forward = _forward if stride == 1 else _forward_of_products
-    (x_bar,) = jax.linear_transpose(lambda v: forward(v, kernel, stride), x)(cotangent)
-    kernel_bar = _kernel_gradient(x, cotangent, kernel.shape[0], stride)
+    size = kernel.shape[0]
+    form = form_on_cpu(x.shape, kernel.shape, stride)
+    if form == "winograd":
+        x_bar = cpu.winograd_gradient(bar, kernel)
+        kernel_bar = cpu.winograd_kernel_gradient(x, bar)
+    elif form == "taps":
+        x_bar = cpu.taps_gradient(bar, kernel)
+        kernel_bar = cpu.taps_kernel_gradient(x, bar, size)
+    else:
+        # XLA's kernel gradient of 512 maps of 28x28x16 takes 506 ms, by patches 69.
+        kernel_bar = cpu.patches_kernel_gradient(x, bar, size, stride)
+        if form == "patches":
+            x_bar = cpu.patches_gradient(bar, kernel, stride, x.shape)
+        else:
+            x_bar = _by_xla(bar, cpu.turned(kernel), 1)
     return x_bar, kernel_bar.astype(kernel.dtype)
 
 
 convolution_on_cpu.defvjp(_forward_and_keep, _backward)
-
-
-def _kernel_gradient(
-    x: jax.Array, cotangent: jax.Array, size: int, stride: int
-) -> jax.Array:
-    """Sum over images and places of patch^T cotangent, a few images at a time."""
-    n, columns = len(x), size * size * x.shape[-1]
-    out = cotangent.shape[-1]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    image = cotangent.shape[1] * cotangent.shape[2] * columns * wide.itemsize
-    # The rows of a 1x1 kernel are the maps themselves: nothing grows.
-    limit = n if size == 1 else max(1, min(n, PATCH_BYTES // image))
-    part_size = next(k for k in range(limit, 0, -1) if n % k == 0)
-
-    def product(images, bars):
-        rows = _patches(images, size, stride).reshape(-1, columns)
-        return jnp.matmul(rows.T, bars.reshape(-1, out), preferred_element_type=wide)
-
-    if part_size == n:
-        return product(x, cotangent).reshape(size, size, -1, out)
-    parts = [v.reshape(-1, part_size, *v.shape[1:]) for v in (x, cotangent)]
-    total, _ = jax.lax.scan(
-        lambda total, part: (total + product(*part), None),
-        jnp.zeros((columns, out), wide),
-        tuple(parts),
-    )
-    return total.reshape(size, size, -1, out)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -184,18 +165,65 @@ def max_pool_of_windows(x: jax.Array) -> jax.Array:
     )
 
 
+@jax.custom_vjp
 def max_pool_of_slices(x: jax.Array) -> jax.Array:
     """Max pooling as a running maximum of nine strided slices.
 
-    The window reduction's gradient is five times slower on a CPU. Of equal values
-    the first in reading order takes the whole gradient, as there and in PyTorch.
+    Of equal values the first in reading order takes the whole gradient, as in the
+    window reduction and in PyTorch. Forward and backward of 128 maps of 48x48x64: the
+    window reduction 359 ms, this 85 (two cores, jax 0.10.2).
     """
+    return _pool(x)[0]
+
+
+def _pool(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maxima, and the place 3 i + j of each in its window."""
     height, width = x.shape[1:3]
     edge = [(0, 0), (1, 1), (1, 1), (0, 0)]
     x = jnp.pad(x, edge, constant_values=-jnp.inf)
     best, *others = [
         x[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)
     ]
-    for part in others:
-        best = jnp.where(best >= part, best, part)
-    return best
+    winner = jnp.zeros(best.shape, jnp.int32)
+    for place, part in enumerate(others, 1):
+        keep = best >= part
+        best = jnp.where(keep, best, part)
+        winner = jnp.where(keep, winner, place)
+    return best, winner.astype(jnp.uint8)
+
+
+def _pool_and_keep(x):
+    best, winner = _pool(x)
+    return best, (winner, x.shape[1:3])
+
+
+def _pool_gradient(kept, bar):
+    """Each place of x gathers from the one, two or four windows that hold it."""
+    winner, (height, width) = kept
+    after = [(0, 0), (0, 1), (0, 1), (0, 0)]
+    bar, winner = jnp.pad(bar, after), jnp.pad(winner, after, constant_values=9)
+    down, right = bar.shape[1] - 1, bar.shape[2] - 1
+
+    def gathered(row, column):
+        # Of an even row: window 0, its middle; of an odd one: 0, its end, and 1.
+        parts = []
+        for first, i in ((0, 1),) if row == 0 else ((0, 2), (1, 0)):
+            for left, j in ((0, 1),) if column == 0 else ((0, 2), (1, 0)):
+                window = (
+                    slice(None),
+                    slice(first, first + down),
+                    slice(left, left + right),
+                )
+                won = winner[window] == 3 * i + j
+                parts.append(jnp.where(won, bar[window], 0))
+        return sum(parts[1:], parts[0])
+
+    rows = [
+        jnp.stack([gathered(row, column) for column in range(2)], axis=3)
+        for row in range(2)
+    ]
+    x_bar = jnp.stack(rows, axis=2).reshape(len(bar), 2 * down, 2 * right, -1)
+    return (x_bar[:, :height, :width],)
+
+
+max_pool_of_slices.defvjp(_pool_and_keep, _pool_gradient)
