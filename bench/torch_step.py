@@ -99,13 +99,14 @@ class TorchStep:
         value.backward()
         return value
 
-    def peak_bytes(self, arm: timing.Arm) -> int | None:
-        """The most device memory that a step holds; None on a CPU, where none tells."""
+    def memory(self, arm: timing.Arm) -> dict[str, int]:
+        """`peak_bytes` of a step on the device; nothing on a CPU, where none tells."""
         if self.device != "cuda":
-            return None
+            return {}
+        arm.run(2)  # what compiling takes is not counted
         self._torch.cuda.reset_peak_memory_stats()
         arm.run(1)
-        return self._torch.cuda.max_memory_allocated()
+        return {"peak_bytes": self._torch.cuda.max_memory_allocated()}
 
     def gradients(
         self,

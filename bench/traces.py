@@ -43,7 +43,10 @@ def keep(folder: Path, compiled: Any, step: Callable[[], object], steps: int) ->
         kinds[_kind(name, sources)] += seconds
     tables = [_table(kinds, {}), _table(spent, sources)]
     (folder / "operations.md").write_text("\n\n".join(tables) + "\n")
-    _picture(folder / "operations.png", kinds, spent)
+    named: Counter[str] = Counter()
+    for name, seconds in spent.items():
+        named[_place(name, sources)] += seconds
+    _picture(folder / "operations.png", kinds, named)
     return tables[0]
 
 
@@ -71,6 +74,15 @@ def _kind(name: str, sources: dict[str, str]) -> str:
     return f"{word}, backward" if "transpose(" in source else word
 
 
+def _place(name: str, sources: dict[str, str]) -> str:
+    """The end of where an operation comes from: a layer and what it does."""
+    source = sources.get(name)
+    if not source:
+        return name
+    backward = ", backward" * ("transpose(" in source)
+    return f"{'/'.join(source.split('/')[-3:])}{backward}"
+
+
 def _table(spent: Counter[str], sources: dict[str, str], top: int = 40) -> str:
     whole = sum(spent.values())
     rows = [
@@ -86,14 +98,14 @@ def _table(spent: Counter[str], sources: dict[str, str], top: int = 40) -> str:
     return timing.table(rows, columns)
 
 
-def _picture(path: Path, kinds: Counter[str], spent: Counter[str]) -> None:
+def _picture(path: Path, kinds: Counter[str], places: Counter[str]) -> None:
     figure = Figure(figsize=(12, 6), layout="constrained")
-    titles = ("by kind", "single operations")
+    titles = ("by kind", "by place")
     for axes, title, each in zip(
-        figure.subplots(1, 2), titles, (kinds, spent), strict=True
+        figure.subplots(1, 2), titles, (kinds, places), strict=True
     ):
         names, seconds = zip(*reversed(each.most_common(20)), strict=True)
-        axes.barh([name[:40] for name in names], [1e3 * s for s in seconds])
+        axes.barh([name[-60:] for name in names], [1e3 * s for s in seconds])
         axes.set_xlabel("ms in a step, over all threads or streams")
         axes.set_title(title)
         axes.tick_params(axis="y", labelsize=7)
