@@ -36,8 +36,8 @@ SHORT = {
     "knn": ("knn.py", "--train", "20000", "--test", "2000", "--rounds", "3"),
     "heads": ("heads.py", "--rounds", "5", "--seconds", "1"),
 }
-# Of eight runs of one code on two busy cores ratios stayed within 10 %: see
-# docs/performance.md.
+# Two runs of one bench/input.py on a busy machine gave 6.78 and 5.90 for the same ratio,
+# 13 % apart (bench/RESULTS.md).
 TOLERANCE = 0.15
 COLUMNS: dict[str, timing.Column] = {
     "bench": "",

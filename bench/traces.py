@@ -1,8 +1,8 @@
 """Where the time of a compiled program goes: a profiler's trace, a table, a picture."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,22 @@ def keep(folder: Path, compiled: Any, step: Callable[[], object], steps: int) ->
         for _ in range(steps):
             step()
     sources = _sources(compiled.as_text())
-    spent: Counter[str] = Counter()
-    for name, seconds in _events(folder):
-        spent[name] += seconds / steps
-    kinds: Counter[str] = Counter()
-    for name, seconds in spent.items():
-        kinds[_kind(name, sources)] += seconds
+    events = [(name, seconds / steps) for name, seconds in _events(folder)]
+    spent = _sum(events)
+    kinds = _sum((_kind(name, sources), each) for name, each in events)
     tables = [_table(kinds, {}), _table(spent, sources)]
     (folder / "operations.md").write_text("\n\n".join(tables) + "\n")
-    named: Counter[str] = Counter()
-    for name, seconds in spent.items():
-        named[_place(name, sources)] += seconds
-    _picture(folder / "operations.png", kinds, named)
+    places = _sum((_place(name, sources), each) for name, each in events)
+    _picture(folder / "operations.png", kinds, places)
     return tables[0]
+
+
+def _sum(events: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The seconds of each name, the longest first."""
+    total: dict[str, float] = {}
+    for name, seconds in events:
+        total[name] = total.get(name, 0.0) + seconds
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
 def _sources(text: str) -> dict[str, str]:
@@ -83,7 +86,7 @@ def _place(name: str, sources: dict[str, str]) -> str:
     return f"{'/'.join(source.split('/')[-3:])}{backward}"
 
 
-def _table(spent: Counter[str], sources: dict[str, str], top: int = 40) -> str:
+def _table(spent: dict[str, float], sources: dict[str, str], top: int = 40) -> str:
     whole = sum(spent.values())
     rows = [
         {
@@ -92,19 +95,19 @@ def _table(spent: Counter[str], sources: dict[str, str], top: int = 40) -> str:
             "share": seconds / whole,
             "what": sources.get(name),
         }
-        for name, seconds in spent.most_common(top)
+        for name, seconds in islice(spent.items(), top)
     ]
     columns = COLUMNS if sources else {k: v for k, v in COLUMNS.items() if k != "what"}
     return timing.table(rows, columns)
 
 
-def _picture(path: Path, kinds: Counter[str], places: Counter[str]) -> None:
+def _picture(path: Path, kinds: dict[str, float], places: dict[str, float]) -> None:
     figure = Figure(figsize=(12, 6), layout="constrained")
     titles = ("by kind", "by place")
     for axes, title, each in zip(
         figure.subplots(1, 2), titles, (kinds, places), strict=True
     ):
-        names, seconds = zip(*reversed(each.most_common(20)), strict=True)
+        names, seconds = zip(*reversed(list(each.items())[:20]), strict=True)
         axes.barh([name[-60:] for name in names], [1e3 * s for s in seconds])
         axes.set_xlabel("ms in a step, over all threads or streams")
         axes.set_title(title)
