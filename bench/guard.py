@@ -36,7 +36,7 @@ SHORT = {
     "knn": ("knn.py", "--train", "20000", "--test", "2000", "--rounds", "3"),
     "heads": ("heads.py", "--rounds", "5", "--seconds", "1"),
 }
-# Two runs of one bench/input.py on a busy machine gave 6.78 and 5.90 for the same ratio,
+# Two runs of bench/input.py on a busy machine gave 6.78 and 5.90 for one ratio,
 # 13 % apart (bench/RESULTS.md).
 TOLERANCE = 0.15
 COLUMNS: dict[str, timing.Column] = {
