@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 from sfrik_jax.kernels import weighted_sum
 from sfrik_jax.mesh import DATA
-from sfrik_jax.mmd import product, value_and_moments, wide
+from sfrik_jax.mmd import value_and_moments
+from sfrik_jax.mmd_forms import inverse_length, product, wide
 
 Views = Sequence[jax.Array]
 Terms = dict[str, jax.Array]
@@ -33,11 +34,7 @@ def normalize(z: jax.Array) -> jax.Array:
 
     A zero row has derivative 0, where z / max(‖z‖, 1e-12) would have 1e12.
     """
-    z = z.astype(wide(z.dtype))
-    square = jnp.sum(z * z, axis=-1, keepdims=True)
-    alive = square > 1e-24
-    inverse = jax.lax.rsqrt(jnp.where(alive, square, 1))
-    return z * jnp.where(alive, inverse, 0)
+    return z.astype(wide(z.dtype)) * inverse_length(z)
 
 
 def sfrik(
@@ -79,9 +76,10 @@ def sfrik(
     unit = [normalize(z) for z in views]
     anchors = range(len(unit)) if anchors is None else anchors
     align = _alignment(unit, anchors)
-    regularized = unit if regularize_all else [unit[a] for a in anchors]
-    z = jnp.stack(regularized)
-    value, moments = value_and_moments(z, tuple(weights), mesh, views[0].dtype)
+    chosen = range(len(unit)) if regularize_all else anchors
+    value, moments = value_and_moments(
+        [unit[i] for i in chosen], [views[i] for i in chosen], tuple(weights), mesh
+    )
     n = views[0].shape[0]
     offdiagonal = (n * moments - 1) / (n - 1)
     terms = {"alignment": align, "mmd": value}
@@ -115,7 +113,7 @@ def mmd(
     """
     z = jnp.asarray(z)
     chex.assert_rank(z, 2)
-    return value_and_moments(z[None], tuple(weights), mesh, z.dtype)[0]
+    return value_and_moments([z], [z], tuple(weights), mesh)[0]
 
 
 def simclr(

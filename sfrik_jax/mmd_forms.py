@@ -1,0 +1,184 @@
+"""Forms of the sums over all pairs of rows that the MMD and its gradient need.
+
+`by_pairs` has the cosines of pairs of rows, whole or a chunk at a time; `by_features`
+the second moments of pairs of dimensions. Both take the rows x as they are: the unit
+rows z = x / ‖x‖ are never written, and bfloat16 rows enter the products unrounded.
+
+n: all rows; b: the rows of this device; q: dimension; L: truncation order.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sfrik_jax.kernels import TruncatedKernel, legendre_list
+
+ROWS, CHUNKED, FEATURE = FORMS = ("rows", "chunked", "feature")
+
+# Rows of the Gram that the chunked form holds at a time.
+CHUNK = 512
+# The largest Gram that is held whole, in float32: n = 16,384 on one device.
+WHOLE_GRAM_BYTES = 2**30
+# Blocks along each side of a Gram of all rows, and the n from which it is cut.
+BLOCKS, CUT_FROM = 4, 256
+
+
+class Sums(NamedTuple):
+    """Sums over the pairs of one view.
+
+    Attributes:
+      orders: sum_ij P_l(q; t_ij) for l = 1 … L. [L].
+      total: sum_j z_j over all rows. [q].
+      slopes: sum_{j != i} psi'(t_ij) z_j + c_i z_i of this device's rows i. psi has the
+        orders l >= 2, and c_i is any number. [b, q]; None where no gradient is asked
+        for or L = 1.
+    """
+
+    orders: jax.Array
+    total: jax.Array
+    slopes: jax.Array | None
+
+
+def choose(n: int, q: int, order: int, devices: int, itemsize: int) -> str:
+    """The form for n rows of dimension q and order L, split over so many devices.
+
+    Args:
+      itemsize: bytes of each number of x, as it is gathered.
+    """
+    fewer_bytes = devices == 1 or 8 * q <= itemsize * n
+    if order == 1 or (order == 2 and q < n and fewer_bytes):
+        return FEATURE
+    return ROWS if 4 * n * n // devices <= WHOLE_GRAM_BYTES else CHUNKED
+
+
+def by_pairs(
+    x: jax.Array,
+    x_all: jax.Array,
+    first_row: jax.Array | int,
+    weights: tuple,
+    *,
+    chunk: int | None,
+    gradient: bool,
+) -> Sums:
+    """From the cosines of this device's rows x [b, q] with all rows x_all [n, q].
+
+    The orders are this device's part: the devices' add up to the whole.
+
+    Args:
+      first_row: where x begins in x_all.
+      chunk: rows of the Gram at a time, so that [chunk, n] is all of it that lives;
+        None for all b.
+    """
+    inverse = inverse_length(x_all)
+    total = jnp.sum(x_all.astype(inverse.dtype) * inverse, axis=0)
+
+    def some(start, size):
+        """The orders l >= 2 and the slopes of `size` of the rows."""
+        rows = jax.lax.dynamic_slice_in_dim(x, start, size)
+        own = jax.lax.dynamic_slice_in_dim(inverse, first_row + start, size)
+        gram = _gram(rows, x_all) if size < len(x_all) else _symmetric_gram(x_all)
+        indices = first_row + start + jnp.arange(size)[:, None]
+        diagonal = jnp.arange(len(x_all))[None] == indices
+        t = gram * own * inverse.T
+        polys = legendre_list(t, order=len(weights), dim=x.shape[1])[2:]
+        # P_l(1) = 1 on the diagonal: exactly the number of rows.
+        sums = [jnp.sum(jnp.where(diagonal, 0, p)) + size for p in polys]
+        if not gradient:
+            return jnp.stack(sums), None
+        slope = TruncatedKernel(weights).derivative(t, x.shape[1], first=2)
+        slope = jnp.where(diagonal, 0, slope) * inverse.T
+        return jnp.stack(sums), product("bn,nq->bq", slope.astype(x.dtype), x_all)
+
+    first_order = jnp.sum(total**2)[None] * (len(x) / len(x_all))
+    if len(weights) == 1:
+        return Sums(first_order, total, None)
+    higher, slopes = _in_chunks(some, len(x), chunk or len(x))
+    return Sums(jnp.concatenate([first_order, higher]), total, slopes)
+
+
+def _in_chunks(some, rows, chunk):
+    """Adds up the sums of `some(start, size)` over all rows, and joins its slopes."""
+    whole, rest = divmod(rows, chunk)
+    if (whole <= 1 and not rest) or not whole:
+        return some(0, rows)
+    starts = chunk * jnp.arange(whole)
+    sums, slopes = jax.lax.map(lambda start: some(start, chunk), starts)
+    sums = jnp.sum(sums, axis=0)
+    if slopes is not None:
+        slopes = slopes.reshape(whole * chunk, -1)
+    if rest:
+        last = some(whole * chunk, rest)
+        sums = sums + last[0]
+        slopes = None if slopes is None else jnp.concatenate([slopes, last[1]])
+    return sums, slopes
+
+
+def _gram(rows, x_all):
+    return product("bq,nq->bn", rows, x_all)
+
+
+def _symmetric_gram(x):
+    """x xᵀ. On a CPU the blocks below the diagonal are those above it, turned."""
+    n = len(x)
+    if jax.default_backend() != "cpu" or n < CUT_FROM or n % BLOCKS:
+        return _gram(x, x)
+    parts, sides = jnp.split(x, BLOCKS), range(BLOCKS)
+    upper = {(i, j): _gram(parts[i], parts[j]) for i in sides for j in sides if i <= j}
+    return jnp.block(
+        [[upper[i, j] if i <= j else upper[j, i].T for j in sides] for i in sides]
+    )
+
+
+def by_features(
+    x: jax.Array, n: int, weights: tuple, *, axis: str | None, gradient: bool
+) -> Sums:
+    """From the second moments M = ZᵀZ [q, q], for L <= 2.
+
+        sum_ij t_ij² = ‖M‖²,   sum_j t_ij z_j = z_i M
+
+    The part n/q · I of M that isotropic rows have is taken off before anything is
+    rounded or squared: in the slopes it is radial, and ‖M - n/q I‖² = ‖M‖² - n²/q.
+
+    Args:
+      axis: the mesh axis over which the rows are split. M and the sum of the rows are
+        added up over it, so that the orders are those of all n rows.
+    """
+    q, inverse = x.shape[1], inverse_length(x)
+    total = jnp.sum(x.astype(inverse.dtype) * inverse, axis=0)
+    if len(weights) == 1:
+        total = jax.lax.psum(total, axis) if axis else total
+        return Sums(jnp.sum(total**2)[None], total, None)
+    moment = product("nk,nl->kl", x, (x * inverse**2).astype(x.dtype))
+    dead = jnp.sum(inverse == 0, dtype=inverse.dtype)
+    if axis:
+        moment, total, dead = jax.lax.psum((moment, total, dead), axis)
+    rest = moment - n / q * jnp.eye(q, dtype=moment.dtype)
+    # A row of zeros has no square in M, yet counts as P_2(1) on the diagonal.
+    squares = jnp.sum(rest**2) + dead * (1 - 2 * n / q)
+    orders = jnp.stack([jnp.sum(total**2), q / (q - 1) * squares])
+    if not gradient:
+        return Sums(orders, total, None)
+    slopes = product("nk,kl->nl", x, rest.astype(x.dtype)) * inverse
+    return Sums(orders, total, 2 * q / (q - 1) * weights[1] * slopes)
+
+
+def inverse_length(x: jax.Array) -> jax.Array:
+    """1 / ‖x_i‖ in float32 or wider; 0 for rows shorter than 1e-12.
+
+    x: [..., q]; returns [..., 1].
+    """
+    x = x.astype(wide(x.dtype))
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    alive = square > 1e-24
+    return jnp.where(alive, jax.lax.rsqrt(jnp.where(alive, square, 1)), 0)
+
+
+def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """A matrix product that accumulates in float32, or in float64 for float64."""
+    return jnp.einsum(subscripts, a, b, preferred_element_type=wide(a.dtype))
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of sums: float32, or float64 where the operands are float64."""
+    return jnp.promote_types(dtype, jnp.float32)
