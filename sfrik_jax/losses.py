@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from sfrik_jax.covariance import constrain, off_diagonal_squares
 from sfrik_jax.kernels import weighted_sum
 from sfrik_jax.mesh import DATA
 from sfrik_jax.mmd import value_and_moments
@@ -181,22 +182,21 @@ def vicreg(
         variance   = sum over views of 1/2 mean_k relu(1 - sqrt(var_k + 1e-4))
         covariance = sum over views of sum_{k != l} cov_kl² / q
 
-    with the unbiased variance and covariance (n - 1).
+    with the unbiased variance and covariance (n - 1). From q = 2n on the squares are
+    summed by way of the Gram matrix of the rows; see `covariance`.
     Source: Bardes et al., ICLR 2022, arXiv 2105.04906.
     """
     _check(views, minimum=2, maximum=2)
-    floats = [z.astype(wide(z.dtype)) for z in views]
-    z = _constrain(jnp.stack(floats), mesh, P(None, DATA))
-    _, n, q = z.shape
-    invariance = jnp.mean((z[0] - z[1]) ** 2)
-    z = z - jnp.mean(z, axis=1, keepdims=True)
-    var = jnp.sum(z * z, axis=1) / (n - 1)
-    variance = jnp.sum(jnp.mean(jax.nn.relu(1 - jnp.sqrt(var + 1e-4)), axis=-1)) / 2
-    operand = z.astype(views[0].dtype)
-    cov = product("vnk,vnl->vkl", operand, operand) / (n - 1)
-    # Masked, not subtracted: the sum of all squares less the diagonal's would lose
-    # the digits of a small covariance beside a large variance.
-    covariance = jnp.sum(jnp.where(jnp.eye(q, dtype=bool)[None], 0, cov) ** 2) / q
+    dtype = views[0].dtype
+    floats = [constrain(z.astype(wide(z.dtype)), mesh, P(DATA)) for z in views]
+    invariance = jnp.mean((floats[0] - floats[1]) ** 2)
+    variance = covariance = jnp.zeros((), floats[0].dtype)
+    n, q = floats[0].shape
+    for z in floats:
+        z = z - jnp.mean(z, axis=0, keepdims=True)
+        var = jnp.sum(z * z, axis=0) / (n - 1)
+        variance += jnp.mean(jax.nn.relu(1 - jnp.sqrt(var + 1e-4))) / 2
+        covariance += off_diagonal_squares(z, dtype, mesh) / q
     loss = (
         invariance_coeff * invariance
         + variance_coeff * variance
@@ -223,13 +223,7 @@ def _alignment(unit: Views, anchors: Sequence[int]) -> jax.Array:
 def _rows_and_all(z, mesh, dtype):
     """z [V, n, q] as rows sharded over `data`, and whole on every device."""
     z = z.astype(dtype)
-    return _constrain(z, mesh, P(None, DATA)), _constrain(z, mesh, P())
-
-
-def _constrain(z: jax.Array, mesh: Mesh | None, spec: P) -> jax.Array:
-    if mesh is None:
-        return z
-    return jax.lax.with_sharding_constraint(z, NamedSharding(mesh, spec))
+    return constrain(z, mesh, P(None, DATA)), constrain(z, mesh, P())
 
 
 def _check(views: Views, *, minimum: int, maximum: int | None = None) -> None:

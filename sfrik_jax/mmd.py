@@ -42,7 +42,8 @@ def value_and_moments(
     devices = 1 if mesh is None else mesh.shape[DATA]
     if form is None:
         itemsize = raw[0].dtype.itemsize
-        form = mmd_forms.choose(n, q, len(weights), devices, itemsize)
+        backend = jax.default_backend()
+        form = mmd_forms.choose(n, q, len(weights), devices, itemsize, backend)
     settings = (mesh, form, chunk if form == CHUNKED else None)
     value, moments = _mmd(tuple(unit), tuple(raw), weights, settings)  # pyright: ignore
     return value, moments

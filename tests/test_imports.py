@@ -24,7 +24,7 @@ LEVELS = [
     "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
     "locks mesh mmd_forms models.projector models.resnet report.run resample "
     "weights.exported weights.stored",
-    "augment data.builders.base data.builders.registered data.decode "
+    "augment covariance data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
@@ -90,9 +90,11 @@ PURE = {
         f"{PACKAGE}.mesh",
         f"{PACKAGE}.mmd_forms",
     },
+    "covariance": {"jax", f"{PACKAGE}.mesh", f"{PACKAGE}.mmd_forms"},
     "losses": {
         "jax",
         "chex",
+        f"{PACKAGE}.covariance",
         f"{PACKAGE}.kernels",
         f"{PACKAGE}.mesh",
         f"{PACKAGE}.mmd",
