@@ -61,8 +61,10 @@ def test_heads_are_timed_beside_one(tmp_path):
         "heads.py", tmp_path / "heads.json", *options.split(), *short.split()
     )
     assert [row["heads"] for row in rows] == [1, 8]
-    one = rows[0]["median_seconds"]
+    one, cpu = (rows[0][f"median_{clock}seconds"] for clock in ("", "cpu_"))
     for row in rows:
-        assert row["times one head"] == pytest.approx(row["median_seconds"] / one)
+        assert row["ratio_to_peer"] == pytest.approx(one / row["median_seconds"])
+        found = row["CPU times one head"]
+        assert found == pytest.approx(row["median_cpu_seconds"] / cpu)
         assert row["pictures/s"] == pytest.approx(8 / row["median_seconds"])
         assert f"| {row['heads']} | " in out
