@@ -39,7 +39,6 @@ def choose(n: int, q: int) -> str:
     return GRAM if q >= 2 * n else COVARIANCE
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def off_diagonal_squares(
     x: jax.Array, dtype: jnp.dtype, mesh: Mesh | None, form: str | None = None
 ) -> jax.Array:
@@ -50,24 +49,25 @@ def off_diagonal_squares(
       mesh: the rows are sharded over its `data` axis.
       form: "gram" or "covariance"; None for `choose`.
     """
+    form = form or choose(*x.shape)
+    return _squares(x, dtype, mesh, form)  # pyright: ignore
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _squares(x, dtype, mesh, form):
     return _with_gradient(x, dtype, mesh, form)[0]
 
 
-def _forward(x, dtype, mesh, form):
-    return _with_gradient(x, dtype, mesh, form)
+def _with_gradient(x, dtype, mesh, form):
+    of_form = by_gram if form == GRAM else by_covariance
+    return of_form(constrain(x.astype(dtype), mesh, P(DATA)), mesh)
 
 
 def _backward(dtype, mesh, form, gradient, bar):
     return (bar * gradient,)
 
 
-off_diagonal_squares.defvjp(_forward, _backward)
-
-
-def _with_gradient(x, dtype, mesh, form):
-    form = form or choose(*x.shape)
-    scaled = by_gram if form == GRAM else by_covariance
-    return scaled(constrain(x.astype(dtype), mesh, P(DATA)), mesh)
+_squares.defvjp(_with_gradient, _backward)
 
 
 def by_covariance(x: jax.Array, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ rows z = x / ‖x‖ are never written, and bfloat16 rows enter the products unr
 n: all rows; b: the rows of this device; q: dimension; L: truncation order.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -136,7 +137,7 @@ def _in_chunks(some, rows, chunk):
 
 
 def by_features(
-    x: jax.Array, n: int, weights: tuple, *, axis: str | None, gradient: bool
+    x: jax.Array, n: int, weights: Sequence, *, axis: str | None, gradient: bool
 ) -> Sums:
     """From the second moments M = ZᵀZ [q, q], for L <= 2.
 
@@ -167,7 +168,7 @@ def by_features(
     if not gradient:
         return Sums(orders, total, None)
     slopes = product("nk,kl->nl", x, rest.astype(x.dtype)) * inverse
-    return Sums(orders, total, 2 * q / (q - 1) * weights[1] * slopes)
+    return Sums(orders, total, 2 * q / (q - 1) * weights[-1] * slopes)
 
 
 def _total(x, inverse):
