@@ -87,14 +87,21 @@ def test_the_gradient_error_is_told_with_its_goals(tmp_path):
 @pytest.mark.slow  # it compiles for 40 s
 def test_step_is_timed_alone_and_fed_from_jpegs(tmp_path):
     options = "--size 16 --stem small --batch 8 --q 32 --hidden 32 --rounds 1"
-    fed = "--seconds 0.1 --fed fast --workers 2"
-    out, rows = run("step.py", tmp_path / "step.json", *options.split(), *fed.split())
-    times = {row["arm"]: row["ms"] for row in rows}
-    assert times.keys() >= {"ours", "ours, fed (fast)"}
+    more = f"--seconds 0.1 --fed fast --workers 2 --float-views --profile {tmp_path}"
+    out, rows = run("step.py", tmp_path / "step.json", *options.split(), *more.split())
+    arms = {row["arm"]: row for row in rows}
+    ours = {"ours", "ours, from float views", "ours, fed (fast)"}
+    assert arms.keys() >= ours
     for row in rows:
-        assert math.isclose(row["views/s"] * row["ms"] / 1000, 16)
-        assert row["settings"]["fed"] == "fast"
+        assert math.isclose(row["views_per_second"] * row["median_seconds"], 16)
+        assert row["share_of_limit"] > 0
+        assert row["shapes"]["q"] == 32
         assert f"| {row['arm']} |" in out
+    assert all(arms[name]["peak_bytes"] > 0 for name in ours)
+    assert "ours" in arms["ours, from float views"]["ratios"]
+    assert (tmp_path / "sfrik" / "operations.png").is_file()
+    # With the peer goes its agreement, without it a line.
+    assert ("agreement" in arms["ours"]) != ("no arms of torch" in out)
 
 
 def test_heads_are_timed_beside_one(tmp_path):
