@@ -106,14 +106,22 @@ def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> En
     parts = ("argument", "output", "temp")
     held = memory and sum(getattr(memory, f"{p}_size_in_bytes") for p in parts)
     vicreg = name.startswith(OUR_VICREG)
-    peers = (TORCH_VICREG, TORCH_GRAM) if vicreg else (TORCH, COMPILED, TORCH_VICREG)
+    peers = (TORCH, COMPILED, TORCH_VICREG, DENSE)
+    if vicreg:
+        peers = (TORCH_VICREG, TORCH_GRAM, f"{OUR_VICREG} by covariance")
 
     def answer() -> tuple[float, np.ndarray]:
         value, grads = compiled(views)
         return float(value), np.stack([np.asarray(g, np.float32) for g in grads])
 
     return Entry(
-        timing.of_jax(name, compiled, views, **work._asdict(), peers=peers),
+        timing.of_jax(
+            name,
+            compiled,
+            views,
+            **work._asdict(),
+            peers=tuple(peer for peer in peers if peer != name),
+        ),
         answer,
         (TORCH_VICREG, OUR_VICREG) if vicreg else (TORCH, DENSE),
         {"form": form} | ({"peak_bytes": held} if held else {}),
@@ -127,7 +135,8 @@ def torch_entries(
     try:
         views = TorchViews(z, dtype)
     except ImportError as reason:
-        print(f"no arms of torch ({reason}); see requirements-bench.txt")
+        line = str(reason).partition("\n")[0]
+        print(f"no arms of torch ({line}); see requirements-bench.txt")
         return []
     theirs, (_, n, q) = TorchLosses(views.torch, views.dtype, weights), z.shape
     by_rows, by_columns = (autodiff_work(*shape, dtype) for shape in ((n, q), (q, n)))
