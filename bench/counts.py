@@ -19,8 +19,9 @@ from sfrik_jax.models.layers import portable
 PRODUCTS = ("dot_general", "conv_general_dilated")
 POOL = "reduce_window_max"
 # Arithmetic of one loss of two views, forward and backward, over n² q; `covariance` is
-# over n q². Of autodiff: one product forward and two backward, for each view.
-LOSS_FLOP = {"rows": 8, "dense": 12, "covariance": 12}
+# over n q². By autodiff, as in `dense`, one product forward and two backward for each
+# view; rows and covariance have derivatives of their own, of one.
+LOSS_FLOP = {"rows": 8, "dense": 12, "covariance": 8}
 # Of each parameter in a step, float32: read forward and backward, its gradient written;
 # the update reads parameter, gradient and momentum, and writes two of them.
 WEIGHT_BYTES = 8 * 4

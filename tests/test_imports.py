@@ -22,9 +22,9 @@ LEVELS = [
     "data.records data.resize data.subset_setting data.views eval_settings "
     "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
     "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
-    "locks mesh models.projector models.resnet report.run resample weights.exported "
-    "weights.stored",
-    "augment data.builders.base data.builders.registered data.decode "
+    "locks mesh mmd_forms models.projector models.resnet report.run resample "
+    "weights.exported weights.stored",
+    "augment covariance data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
@@ -83,13 +83,22 @@ DOORS = {
 # The mathematics needs arrays and nothing else.
 PURE = {
     "kernels": {"jax"},
-    "mmd": {"jax", f"{PACKAGE}.kernels", f"{PACKAGE}.mesh"},
+    "mmd_forms": {"jax", f"{PACKAGE}.kernels"},
+    "mmd": {
+        "jax",
+        f"{PACKAGE}.kernels",
+        f"{PACKAGE}.mesh",
+        f"{PACKAGE}.mmd_forms",
+    },
+    "covariance": {"jax", f"{PACKAGE}.mesh", f"{PACKAGE}.mmd_forms"},
     "losses": {
         "jax",
         "chex",
+        f"{PACKAGE}.covariance",
         f"{PACKAGE}.kernels",
         f"{PACKAGE}.mesh",
         f"{PACKAGE}.mmd",
+        f"{PACKAGE}.mmd_forms",
     },
 }
 # Needed neither to train nor to evaluate; only benches compare with them.
