@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import loss, peers, timing
+from bench import peers, timing
+from bench.torch_losses import TorchLosses
 from sfrik_jax import models, weights
 from sfrik_jax.data import views
 from sfrik_jax.settings import LOSS_DEFAULTS
@@ -90,7 +91,7 @@ class TorchStep:
     def _backward(self, model: Any, pair: list[Any], method: str, dtype: str) -> Any:
         """The loss; gradients are in the parameters."""
         function = getattr(
-            loss.TorchLosses(self._torch, getattr(self._torch, dtype)), method
+            TorchLosses(self._torch, getattr(self._torch, dtype)), method
         )
         self._optimizer.zero_grad(set_to_none=True)
         half = dtype == "bfloat16"
