@@ -5,14 +5,13 @@
 The compiled step of the job: crops on the device, the frozen backbone, the gradients
 and the SGD of all heads; the batch lies on the device. Random weights and pictures of
 noise, which cost what others cost. The arms differ in the number of heads alone and
-alternate, by the clock and then in CPU seconds.
+alternate, by the clock and in CPU seconds.
 """
 
 import argparse
 import itertools
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from sfrik_jax import models, weights
 from sfrik_jax.jobs import linear
 from sfrik_jax.jobs.bench import Bench, open_bench
 
-COLUMNS = {
+COLUMNS: dict[str, timing.Column] = {
     "heads": "d",
-    "ms": ".2f",
+    **timing.MEDIAN,
     "pictures/s": ".0f",
-    "times one head": ".3f",
-    "CPU ms": ".1f",
+    "times one head": (lambda row: 1 / row["ratios"]["1 heads"], ".3f"),
+    "CPU ms": (lambda row: 1e3 * row["median_cpu_seconds"], ".1f"),
     "CPU times one head": ".3f",
 }
 STATISTICS = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -98,33 +97,27 @@ def arm(bench: Bench, heads: int) -> timing.Arm:
             state, _ = recipe.step(state, batch)
         jax.block_until_ready(state)
 
-    return timing.Arm(str(heads), run)
+    return timing.Arm(f"{heads} heads", run, peers=("1 heads",))
 
 
-def measure(args: argparse.Namespace) -> list[dict]:
-    """One row for each number of heads."""
+def measure(args: argparse.Namespace, where: dict[str, Any]) -> list[timing.Record]:
+    """One record for each number of heads."""
     counts = sorted({1, *map(int, args.heads.split(","))})
     with tempfile.TemporaryDirectory() as folder:
         bench = open_job(Path(folder), args)
         arms = [arm(bench, count) for count in counts]
-        seconds = timing.alternate(arms, args.rounds, args.seconds)
-        clock = time.process_time
-        cpu = timing.alternate(arms, args.rounds, args.seconds, clock)
-    return [
-        {
-            "name": "heads",
-            "arm": f"{count} heads",
-            "heads": count,
-            "median_seconds": seconds[str(count)],
-            "ms": 1000 * seconds[str(count)],
-            "pictures/s": args.batch / seconds[str(count)],
-            "times one head": seconds[str(count)] / seconds["1"],
-            "CPU ms": 1000 * cpu[str(count)],
-            "CPU times one head": cpu[str(count)] / cpu["1"],
-            "ratio_to_peer": seconds["1"] / seconds[str(count)],
-        }
-        for count in counts
-    ]
+        spent = timing.take_turns(arms, args.rounds, args.seconds)
+    names = ("backbone", "width", "stem", "size", "classes", "batch")
+    shapes = {name: getattr(args, name) for name in names}
+    rows = timing.records(
+        "heads", arms, spent, dtype=args.dtype, shapes=shapes, where=where
+    )
+    one = rows[0]["median_cpu_seconds"]
+    for row, count in zip(rows, counts, strict=True):
+        row["heads"] = count
+        row["pictures/s"] = args.batch / row["median_seconds"]
+        row["CPU times one head"] = row["median_cpu_seconds"] / one
+    return rows
 
 
 def main() -> None:
@@ -141,10 +134,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="per arm and round")
     parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
-    settings = {"settings": vars(args) | {"json": None}}
-    where = timing.environment(("jax", "flax", "numpy")) | settings
+    where = timing.environment(("jax", "flax", "numpy"))
     print(where)
-    rows = [row | where for row in measure(args)]
+    rows = measure(args, where)
     print(f"{args.backbone} at {args.size} px, batch {args.batch}")
     print(timing.table(rows, COLUMNS))
     timing.write_json(args.json, rows)

@@ -8,16 +8,13 @@ since they are what a machine has; wall time depends on what else runs.
 """
 
 import argparse
-import importlib.metadata
 import io
-import os
-import platform
+import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,17 +33,28 @@ WIDTH, HEIGHT, SIZE = 500, 375, 224
 QUALITY = 90
 ORIGINAL, TORCHVISION = "original", "original by torchvision"
 _STREAM = 100
-_LIBRARIES = ("jax", "grain", "numpy", "pillow", "simplejpeg", "opencv-python-headless")
+_LIBRARIES = ("jax", "grain", "numpy", "pillow", "simplejpeg")
+_LIBRARIES += ("opencv-python-headless", "torch", "torchvision")
 
 Boxes = np.ndarray
 
 
-class Arm(NamedTuple):
+class Way(NamedTuple):
     """One way: `run(round)` goes through all sources, `crops` makes its uint8 crops."""
 
     name: str
     run: Callable[[int], object]
     crops: Callable[[bytes, Boxes], list[np.ndarray]] | None = None
+
+    def arm(self) -> timing.Arm:
+        """Each call goes through the sources with other random numbers."""
+        numbers = itertools.count()
+
+        def run(count: int) -> None:
+            for number in itertools.islice(numbers, count):
+                self.run(number)
+
+        return timing.Arm(self.name, run, peers=(ORIGINAL, TORCHVISION))
 
 
 class Jpegs(Source):
@@ -92,32 +100,31 @@ def _jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def make_arms(items: Sequence[bytes], views: Sequence[View], workers: int) -> list[Arm]:
+def make_ways(items: Sequence[bytes], views: Sequence[View], workers: int) -> list[Way]:
     original, crops = Original(views), PillowCrops(views)
-    arms = [
-        Arm(ORIGINAL, lambda _: original.batch(items), original.crops),
-        Arm("pillow crops", lambda _: crops.batch(items), original.crops),
+    ways = [
+        Way(ORIGINAL, lambda _: original.batch(items), original.crops),
+        Way("pillow crops", lambda _: crops.batch(items), original.crops),
         _ours("exact", items, views, workers),
         _ours("fast", items, views, workers),
-        Arm("decode alone", lambda _: [len(Picture(item).rgb()) for item in items]),
+        Way("decode alone", lambda _: [len(Picture(item).rgb()) for item in items]),
     ]
     try:
         transforms = Torchvision(views, tensors=False)
         tensors = Torchvision(views, tensors=True)
     except ImportError as error:
         print(f"no arms of torchvision ({error}); see requirements-bench.txt")
-        return arms
-    print(transforms.versions)
+        return ways
     return [
-        *arms,
-        Arm(TORCHVISION, lambda _: transforms.batch(items), transforms.crops),
-        Arm("torchvision v2", lambda _: tensors.batch(items), tensors.crops),
+        *ways,
+        Way(TORCHVISION, lambda _: transforms.batch(items), transforms.crops),
+        Way("torchvision v2", lambda _: tensors.batch(items), tensors.crops),
     ]
 
 
 def _ours(
     resample: str, items: Sequence[bytes], views: Sequence[View], workers: int
-) -> Arm:
+) -> Way:
     loader = TrainLoader(
         Jpegs(items),
         views,
@@ -133,26 +140,13 @@ def _ours(
     def crops(item: bytes, boxes: Boxes) -> list[np.ndarray]:
         return Picture(item).crops(list(boxes), [view.size for view in views], methods)
 
-    return Arm(resample, lambda step: jax.block_until_ready(loader.batch(step)), crops)
-
-
-def measure(arms: Sequence[Arm], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """CPU and wall seconds of each round, arm after arm in each round."""
-    seconds: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms}
-    for number in range(rounds + 1):
-        for arm in arms:
-            cpu, wall = time.process_time(), time.perf_counter()
-            arm.run(number)
-            spent = time.process_time() - cpu, time.perf_counter() - wall
-            if number:  # the first round warms up
-                seconds[arm.name].append(spent)
-    return seconds
+    return Way(resample, lambda step: jax.block_until_ready(loader.batch(step)), crops)
 
 
 def fidelity(
-    arm: Arm, exact: Arm, items: Sequence[bytes], views: Sequence[View]
+    way: Way, exact: Way, items: Sequence[bytes], views: Sequence[View]
 ) -> dict[str, float]:
-    """Grey levels between an arm's crops and the exact ones: mean and 99th percentile.
+    """Grey levels between a way's crops and the exact ones: mean and 99th percentile.
 
     Crops of the same boxes, before anything photometric.
     """
@@ -167,10 +161,10 @@ def fidelity(
         ],
         axis=1,
     )
-    assert arm.crops and exact.crops
+    assert way.crops and exact.crops
     counts = np.zeros(256, np.int64)
     for item, pair in zip(items, boxes, strict=True):
-        got, want = arm.crops(item, pair), exact.crops(item, pair)
+        got, want = way.crops(item, pair), exact.crops(item, pair)
         gap = abs(np.stack(got).astype(np.int16) - np.stack(want))
         counts += np.bincount(gap.ravel(), minlength=256)
     share = np.cumsum(counts) / counts.sum()
@@ -180,74 +174,50 @@ def fidelity(
     }
 
 
-def hardware() -> dict[str, object]:
-    return {
-        "cpu": timing.cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-    }
+def measure(args: argparse.Namespace, where: dict[str, Any]) -> list[timing.Record]:
+    """One record for each way, of all pictures; seconds are CPU seconds."""
+    items, views = make_jpegs(args.pictures), build(SIZE, recipe="vicreg")
+    ways = make_ways(items, views, args.workers)
+    arms = [way.arm() for way in ways]
+    spent = timing.take_turns(arms, args.rounds)
+    exact = next(way for way in ways if way.name == "exact")
+    size = round(statistics.mean(len(item) for item in items))
+    return timing.records(
+        "input",
+        arms,
+        spent,
+        dtype="uint8",
+        shapes={"pictures": len(items), "size": SIZE, "workers": args.workers},
+        where=where,
+        clock="cpu",
+        extras={
+            way.name: {"jpeg_bytes": size}
+            | (fidelity(way, exact, items, views) if way.crops else {})
+            for way in ways
+        },
+    )
 
 
-def records(
-    arms: Sequence[Arm], items: Sequence[bytes], views: Sequence[View], args
-) -> list[dict[str, object]]:
-    """One dictionary per arm; seconds are CPU seconds for 1,000 sources."""
-    seconds = measure(arms, args.rounds)
-    medians = {
-        name: [statistics.median(column) for column in zip(*spent, strict=True)]
-        for name, spent in seconds.items()
-    }
-    exact = next(arm for arm in arms if arm.name == "exact")
-    common = {
-        "name": "input",
-        "peer": ORIGINAL,
-        "sources": len(items),
-        "jpeg_bytes": round(statistics.mean(len(item) for item in items)),
-        "rounds": args.rounds,
-        "workers": args.workers,
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "hardware": hardware(),
-    }
-    rows = []
-    for arm in arms:
-        cpu, wall = (each * 1000 / len(items) for each in medians[arm.name])
-        row = common | {
-            "arm": arm.name,
-            "median_seconds": cpu,
-            "images_per_second_per_core": 1000 / cpu,
-            "wall_seconds": wall,
-        }
-        for key, peer in (
-            ("ratio_to_peer", ORIGINAL),
-            ("ratio_to_torchvision", TORCHVISION),
-        ):
-            if peer in medians:
-                row[key] = medians[peer][0] / medians[arm.name][0]
-        if arm.crops:
-            row |= fidelity(arm, exact, items, views)
-        rows.append(row)
-    return rows
+def _of_1000(key: str) -> Callable[[timing.Record], float]:
+    return lambda row: row[key] * 1000 / row["shapes"]["pictures"]
 
 
-def table(rows: Sequence[dict]) -> str:
-    lines = [
-        "| arm | CPU s for 1,000 | images/s and core | original takes |"
-        " by torchvision | wall s | mean, 99th percentile |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        gap = vision = "–"
-        if "mean_difference" in row:
-            gap = f"{row['mean_difference']:.2f}, {row['p99_difference']}"
-        if "ratio_to_torchvision" in row:
-            vision = f"{row['ratio_to_torchvision']:.2f} x"
-        lines.append(
-            f"| {row['arm']} | {row['median_seconds']:.2f} | "
-            f"{row['images_per_second_per_core']:.0f} | {row['ratio_to_peer']:.2f} x | "
-            f"{vision} | {row['wall_seconds']:.2f} | {gap} |"
-        )
-    return "\n".join(lines)
+def _difference(row: timing.Record) -> str | None:
+    if "mean_difference" not in row:
+        return None
+    return f"{row['mean_difference']:.2f}, {row['p99_difference']}"
+
+
+COLUMNS: dict[str, timing.Column] = {
+    **timing.ARM,
+    "CPU s for 1,000": (_of_1000("median_seconds"), ".2f"),
+    "spread": ".0%",
+    "images/s and core": (lambda row: 1000 / _of_1000("median_seconds")(row), ".0f"),
+    "original takes": (lambda row: row["ratios"][ORIGINAL], ".2f"),
+    "by torchvision": (lambda row: row["ratios"].get(TORCHVISION), ".2f"),
+    "wall s": (_of_1000("median_wall_seconds"), ".2f"),
+    "mean, 99th percentile": (_difference, ""),
+}
 
 
 def main() -> None:
@@ -257,12 +227,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="threads of our arms")
     parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
-    items, views = make_jpegs(args.pictures), build(SIZE, recipe="vicreg")
-    rows = records(make_arms(items, views, args.workers), items, views, args)
-    first = rows[0]
-    print(f"{first['hardware']}\n{first['versions']}")
-    print(f"{args.pictures} JPEGs, {first['jpeg_bytes']} bytes; {args.rounds} rounds")
-    print(table(rows))
+    where = timing.environment(_LIBRARIES)
+    print(where)
+    rows = measure(args, where)
+    size = rows[0]["jpeg_bytes"]
+    print(f"{args.pictures} JPEGs, {size} bytes each; {args.rounds} rounds")
+    print(timing.table(rows, COLUMNS))
     timing.write_json(args.json, rows)
 
 

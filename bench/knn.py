@@ -14,11 +14,13 @@ import argparse
 import importlib.util
 import multiprocessing
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +32,17 @@ from sfrik_jax.evaluators import knn
 
 OURS, PLAIN, PEER, LIMIT = "ours", "plain", "scikit-learn", "sgemm"
 NUM_CLASSES = 1000
-COLUMNS = {
-    "arm": "",
-    "median_seconds": ".2f",
-    "first_seconds": ".2f",
-    "first_cpu_seconds": ".1f",
-    "extra_megabytes": ".0f",
-    "tflop_per_second": ".3f",
-    "share_of_sgemm": ".0%",
-    "ratio_to_ours": ".2f",
-    "same_neighbours": ".4%",
+COLUMNS: dict[str, timing.Column] = {
+    **timing.ARM,
+    "s": (lambda row: row["median_seconds"], ".2f"),
+    "spread": ".0%",
+    "first call, s": (lambda row: row["first_seconds"], ".2f"),
+    "its CPU s": (lambda row: row["first_cpu_seconds"], ".1f"),
+    "extra MB": (lambda row: row["extra_bytes"] / 1e6, ".0f"),
+    **timing.RATE,
+    **timing.RATIO,
+    "share of sgemm": (lambda row: row["share_of_limit"], ".0%"),
+    "same neighbours": (lambda row: row.get("same_neighbours"), ".4%"),
 }
 
 
@@ -116,42 +119,45 @@ def first_call(problem: tuple, name: str) -> dict[str, float]:
         "first_seconds": time.perf_counter() - start,
         "first_cpu_seconds": time.process_time() - cpu,
         # The kernel counts the peak in batches of pages: it can be a little too low.
-        "extra_megabytes": max(0, peak - held) / 1e6,
+        "extra_bytes": max(0, peak - held),
     }
 
 
-def measure(problem: tuple, names: list[str], rounds: int) -> list[dict]:
-    """One row for each arm."""
+def measure(
+    problem: tuple, names: list[str], rounds: int, where: dict[str, Any]
+) -> list[timing.Record]:
+    """One record for each arm."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        first = {name: pool.apply(first_call, (problem, name)) for name in names}
-    search = Search(*problem)
-    answers = {name: search.arms[name]() for name in names}
-    _, found = knn.nearest(search.train, search.test, k=search.k)
-    spent = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in names:
-            start = time.perf_counter()
-            search.arms[name]()
-            spent[name].append(time.perf_counter() - start)
-    medians = {name: float(np.median(each)) for name, each in spent.items()}
+        extras = {name: pool.apply(first_call, (problem, name)) for name in names}
+    search, answers = Search(*problem), {}
     flop = 2 * search.train.shape[0] * search.test.size
-    rows = []
-    for name in names:
-        theirs = answers[name]
-        same = None if theirs is None else float(np.mean(theirs == found))
-        rows.append(
-            {
-                "name": "knn",
-                "arm": name,
-                "median_seconds": medians[name],
-                "tflop_per_second": flop / medians[name] / 1e12,
-                "share_of_sgemm": medians[LIMIT] / medians[name],
-                "ratio_to_ours": medians[name] / medians[OURS],
-                "same_neighbours": same,
-                **first[name],
-            }
-        )
-    return rows
+
+    def arm(name: str) -> timing.Arm:
+        def run(count: int) -> None:
+            for _ in range(count):
+                answers[name] = search.arms[name]()
+
+        peers = (PEER, PLAIN, LIMIT) if name == OURS else ()
+        return timing.Arm(name, run, flop, peers=peers)
+
+    arms = [arm(name) for name in names]
+    spent = timing.take_turns(arms, rounds)
+    _, found = knn.nearest(search.train, search.test, k=search.k)
+    for name, theirs in answers.items():
+        if theirs is not None:
+            extras[name]["same_neighbours"] = float(np.mean(theirs == found))
+    least = statistics.median(each.wall for each in spent[LIMIT])
+    shapes = {"train": len(search.train), "test": len(search.test)}
+    return timing.records(
+        "knn",
+        arms,
+        spent,
+        dtype="float32",
+        shapes=shapes | {"dim": search.train.shape[1], "k": search.k},
+        where=where,
+        limit=lambda _: least,
+        extras=extras,
+    )
 
 
 def main() -> None:
@@ -171,7 +177,7 @@ def main() -> None:
     print(where)
     ks = tuple(map(int, args.k.split(",")))
     problem = (args.train, args.test, args.dim, ks)
-    rows = [row | where for row in measure(problem, names, args.rounds)]
+    rows = measure(problem, names, args.rounds, where)
     print(f"{args.test} x {args.train} x {args.dim}, {args.rounds} alternated rounds")
     print(timing.table(rows, COLUMNS))
     timing.write_json(args.json, rows)

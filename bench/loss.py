@@ -1,229 +1,261 @@
 """The loss alone, forward and backward: SFRIK and VICReg, here and in PyTorch.
 
-    python bench/loss.py [--n 2048] [--q 1024,8192,32768] [--dtype bfloat16]
+    python bench/loss.py [--n 2048] [--q 1024,8192,32768] [--dtype bfloat16] [--order 3]
+    python bench/loss.py --gradient-error
 
-Two views of random embeddings. FLOP are counted by hand: 8 n² q for ours (one product
-for the Gram matrix and one for its gradient, each of both views), 12 n² q by autodiff
-of the Gram matrix, 12 n q² for the covariance. The arms alternate; the torch arms are
-written from the papers' formulas and left out, with a line, where torch is missing.
+Two views of random embeddings. "ours" is the form that the library chooses; its other
+forms are arms of their own, the chunked one where the batch has more than one chunk.
+Every arm's value and gradient are compared with its peer's in the same run; above
+`BOUNDS` the bench ends with an error. FLOP and bytes are those of the matrix products,
+of ours counted from the program, of others by hand. The torch arms are left out, with a
+line, where torch is missing; our dense form and our covariance are the peers then.
+With `--gradient-error`: a table of our gradient's error against float64.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import timing
-from sfrik_jax import losses
+from bench import counts, gradient_error, roofline, timing
+from bench.torch_losses import SFRIK, VICREG, TorchLosses, TorchViews
+from sfrik_jax import covariance, losses, mmd_forms
 from sfrik_jax.kernels import TruncatedKernel
-from sfrik_jax.settings import LOSS_DEFAULTS
 
-OURS, TORCH = "ours", "torch"
-SFRIK = LOSS_DEFAULTS["sfrik"]
-VICREG = LOSS_DEFAULTS["vicreg"]
-COLUMNS = {
-    "q": "d",
-    "arm": "",
-    "ms": ".3f",
-    "TFLOP/s": ".2f",
-    "share of matmul": ".0%",
-    "torch / arm": ".2f",
-    "gradient error": ".1e",
+OURS, DENSE, TORCH, COMPILED = "ours", "ours, dense autodiff", "torch", "torch.compile"
+OUR_VICREG, TORCH_VICREG = "ours, VICReg", "torch, VICReg"
+TORCH_GRAM = "torch, VICReg by Gram"
+# Relative errors of value and gradient between two arms. Both round: in bfloat16 each
+# product's operands to 0.4 %, and torch's dense form rounds its diagonal as well.
+BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2}
+COLUMNS: dict[str, timing.Column] = {
+    "q": (lambda row: row["shapes"]["q"], "d"),
+    **timing.ARM,
+    "form": "",
+    **timing.MEDIAN,
+    **timing.RATE,
+    **timing.SHARE,
+    **timing.RATIO,
+    "VICReg / arm": (lambda row: row.get("ratios", {}).get(TORCH_VICREG), ".2f"),
+    **timing.PEAK,
+    "value error": (lambda row: row.get("agreement", {}).get("value"), ".1e"),
+    "gradient error": (lambda row: row.get("agreement", {}).get("gradient"), ".1e"),
 }
-_LIBRARIES = ("jax", "numpy", "torch")
+_LIBRARIES = ("jax", "jaxlib", "numpy", "torch")
 
 
-def dense(views: list[jax.Array]) -> jax.Array:
+class Entry(NamedTuple):
+    """An arm with what is known of it without a clock.
+
+    Attributes:
+      answer: value, and the gradient [2, n, q].
+      judge: the arms to compare the answer with; the first that is there counts.
+    """
+
+    arm: timing.Arm
+    answer: Callable[[], tuple[float, np.ndarray]]
+    judge: tuple[str, ...]
+    known: dict[str, Any]
+
+
+def dense(views: list[jax.Array], weights: tuple = SFRIK["weights"]) -> jax.Array:
     """SFRIK by autodiff of the whole Gram matrix, as the formula reads."""
     unit = [losses.normalize(z) for z in views]
-    kernel = TruncatedKernel(SFRIK["weights"])
+    kernel = TruncatedKernel(weights)
     operands = [z.astype(views[0].dtype) for z in unit]
     mmd = [
-        jnp.mean(kernel(losses.product("nq,mq->nm", z, z), z.shape[1]))
+        jnp.mean(kernel(mmd_forms.product("nq,mq->nm", z, z), z.shape[1]))
         for z in operands
     ]
     align = jnp.mean((unit[0] - unit[1]) ** 2)
     return SFRIK["alignment_coeff"] * align + SFRIK["mmd_coeff"] * sum(mmd) / 2
 
 
-def our_arms(z: np.ndarray, dtype: Any) -> list[timing.Arm]:
+def our_entries(z: np.ndarray, dtype: str, weights: tuple) -> list[Entry]:
+    """SFRIK and VICReg of ours as chosen and in their other forms, and by autodiff."""
     _, n, q = z.shape
-    views = [jnp.asarray(each, dtype) for each in z]
-    functions = {
-        OURS: (lambda v: losses.sfrik(v, **SFRIK)[0], 8 * n * n * q),
-        "ours, dense autodiff": (dense, 12 * n * n * q),
-        "ours, VICReg": (lambda v: losses.vicreg(v, **VICREG)[0], 12 * n * q * q),
+    backend, size = jax.default_backend(), jnp.dtype(dtype).itemsize
+    chosen = mmd_forms.choose(n, q, len(weights), 1, size, backend)
+    fits = {"chunked": n > mmd_forms.CHUNK, "feature": len(weights) <= 2}
+    forms = [form for form in mmd_forms.FORMS if fits.get(form, True)]
+    sfrik = partial(losses.sfrik, **SFRIK | {"weights": weights})
+    arms: dict[str, tuple[str, Callable]] = {
+        OURS if form == chosen else f"{OURS}, {form}": (form, partial(sfrik, form=form))
+        for form in sorted(forms, key=lambda form: form != chosen)
     }
-    return [
-        timing.of_jax(name, jax.jit(jax.value_and_grad(f)), views, flop=flop)
-        for name, (f, flop) in functions.items()
-    ]
+    arms[DENSE] = ("dense", lambda views: (dense(views, weights), None))
+    best = covariance.choose(n, q)
+    for form in sorted(("gram", "covariance"), key=lambda form: form != best):
+        name = OUR_VICREG if form == best else f"{OUR_VICREG} by {form}"
+        arms[name] = (form, partial(losses.vicreg, **VICREG, form=form))
+    return [_ours(z, dtype, name, *arm) for name, arm in arms.items()]
 
 
-class TorchLosses:
-    """SFRIK and VICReg of two views in PyTorch, as their authors' formulas read.
-
-    Args: dtype: of the matrix products' operands; everything else is float32.
-    """
-
-    def __init__(self, torch: Any, dtype: Any) -> None:
-        self._torch, self._dtype = torch, dtype
-
-    def sfrik(self, first: Any, second: Any) -> Any:
-        normalize = self._torch.nn.functional.normalize
-        first, second = (normalize(z.float(), dim=1) for z in (first, second))
-        align = (first - second).pow(2).mean()
-        mmd = self._mmd(first) + self._mmd(second)
-        return SFRIK["alignment_coeff"] * align + SFRIK["mmd_coeff"] * mmd / 2
-
-    def _mmd(self, z: Any) -> Any:
-        q, half = z.shape[1], z.to(self._dtype)
-        t = (half @ half.T).float()
-        before, now, total = self._torch.ones_like(t), t, self._torch.zeros_like(t)
-        for order, weight in enumerate(SFRIK["weights"], 1):
-            total = total + weight * now
-            up = (2 * order + q - 2) * t * now - order * before
-            before, now = now, up / (order + q - 2)
-        return total.mean()
-
-    def vicreg(self, first: Any, second: Any, *, gram: bool = False) -> Any:
-        first, second = first.float(), second.float()
-        loss = VICREG["invariance_coeff"] * (first - second).pow(2).mean()
-        for z in (first, second):
-            z = z - z.mean(0)
-            n, q = z.shape
-            spread = (1 - (z.var(0) + 1e-4).sqrt()).relu()
-            loss = loss + VICREG["variance_coeff"] * spread.mean() / 2
-            half = z.to(self._dtype)
-            if gram:
-                squares = (half @ half.T).float().pow(2).sum() / (n - 1) ** 2
-                covariance = squares - z.var(0).pow(2).sum()
-            else:
-                matrix = (half.T @ half).float() / (n - 1)
-                covariance = matrix.pow(2).sum() - matrix.diagonal().pow(2).sum()
-            loss = loss + VICREG["covariance_coeff"] * covariance / q
-        return loss
-
-
-class Torch:
-    """Arms of `TorchLosses` on two views, in eager mode and compiled."""
-
-    def __init__(self, z: np.ndarray, dtype: str) -> None:
-        self.torch: Any = importlib.import_module("torch")
-        self._device = "cuda" if self.torch.cuda.is_available() else "cpu"
-        kind = getattr(self.torch, dtype)
-        self._losses, self._shape = TorchLosses(self.torch, kind), z.shape[1:]
-        self.views = [
-            self.torch.tensor(each, device=self._device, dtype=kind).requires_grad_()
-            for each in z
-        ]
-
-    def arms(self, compiled: bool) -> list[timing.Arm]:
-        n, q = self._shape
-        functions = {
-            TORCH: (self._losses.sfrik, 12 * n * n * q),
-            "torch, VICReg": (self._losses.vicreg, 12 * n * q * q),
-            "torch, VICReg by Gram": (
-                lambda a, b: self._losses.vicreg(a, b, gram=True),
-                12 * n * n * q,
-            ),
-        }
-        arms = [self._arm(*entry) for entry in functions.items()]
-        if compiled:
-            fast = self.torch.compile(self._losses.sfrik, dynamic=False)
-            arms.insert(1, self._arm("torch.compile", (fast, 12 * n * n * q)))
-        return arms
-
-    def _arm(self, name: str, entry: tuple[Callable, float]) -> timing.Arm:
-        function, flop = entry
-
-        def run(count: int) -> None:
-            for _ in range(count):
-                for view in self.views:
-                    view.grad = None
-                function(*self.views).backward()
-            if self._device == "cuda":
-                self.torch.cuda.synchronize()
-
-        return timing.Arm(name, run, flop)
-
-    def gradient(self) -> np.ndarray:
-        for view in self.views:
-            view.grad = None
-        self._losses.sfrik(*self.views).backward()
-        return np.stack([view.grad.float().cpu().numpy() for view in self.views])
-
-
-def gradient_error(z: np.ndarray, dtype: Any, peer: np.ndarray) -> float:
-    """Norm of the difference of ours and the peer's gradient over the peer's."""
+def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> Entry:
     views = [jnp.asarray(each, dtype) for each in z]
-    ours = jax.grad(lambda v: losses.sfrik(v, **SFRIK)[0])(views)
-    gap = np.stack([np.asarray(each, np.float32) for each in ours]) - peer
-    return float(np.linalg.norm(gap) / np.linalg.norm(peer))
+    step = jax.value_and_grad(lambda views: loss(views)[0])
+    work, compiled = counts.work(step, views), jax.jit(step).lower(views).compile()
+    memory = compiled.memory_analysis()
+    parts = ("argument", "output", "temp")
+    held = memory and sum(getattr(memory, f"{p}_size_in_bytes") for p in parts)
+    vicreg = name.startswith(OUR_VICREG)
+    peers = (TORCH, COMPILED, TORCH_VICREG, DENSE)
+    if vicreg:
+        peers = (TORCH_VICREG, TORCH_GRAM, f"{OUR_VICREG} by covariance")
+
+    def answer() -> tuple[float, np.ndarray]:
+        value, grads = compiled(views)
+        return float(value), np.stack([np.asarray(g, np.float32) for g in grads])
+
+    return Entry(
+        timing.of_jax(
+            name,
+            compiled,
+            views,
+            **work._asdict(),
+            peers=tuple(peer for peer in peers if peer != name),
+        ),
+        answer,
+        (TORCH_VICREG, OUR_VICREG) if vicreg else (TORCH, DENSE),
+        {"form": form} | ({"peak_bytes": held} if held else {}),
+    )
 
 
-def measure(n: int, q: int, args: argparse.Namespace, rate: float) -> list[dict]:
-    """One row for each arm at this shape."""
-    rng = np.random.default_rng(0)
-    shared = rng.standard_normal((n, q), np.float32)
-    z = shared + 0.3 * rng.standard_normal((2, n, q), np.float32)
-    arms, error = our_arms(z, jnp.dtype(args.dtype)), None
+def torch_entries(
+    z: np.ndarray, dtype: str, weights: tuple, compiled: bool
+) -> list[Entry]:
+    """SFRIK and VICReg in PyTorch; none, and a line, where it is not installed."""
     try:
-        peer = Torch(z, args.dtype)
-        arms += peer.arms(args.compile)
-        error = gradient_error(z, jnp.dtype(args.dtype), peer.gradient())
+        views = TorchViews(z, dtype)
     except ImportError as reason:
-        print(f"no arms of torch ({reason}); see requirements-bench.txt")
-    medians = timing.alternate(arms, args.rounds, args.seconds)
-    rows = []
-    for arm in arms:
-        seconds = medians[arm.name]
-        rows.append(
-            {
-                "n": n,
-                "q": q,
-                "dtype": args.dtype,
-                "arm": arm.name,
-                "ms": 1000 * seconds,
-                "TFLOP/s": arm.flop / seconds / 1e12,
-                "share of matmul": arm.flop / seconds / rate,
-                "torch / arm": medians[TORCH] / seconds if TORCH in medians else None,
-                "gradient error": error if arm.name == OURS else None,
-            }
-        )
-    return rows
+        line = str(reason).partition("\n")[0]
+        print(f"no arms of torch ({line}); see requirements-bench.txt")
+        return []
+    theirs, (_, n, q) = TorchLosses(views.torch, views.dtype, weights), z.shape
+    by_rows, by_columns = (autodiff_work(*shape, dtype) for shape in ((n, q), (q, n)))
+    by_gram = partial(theirs.vicreg, gram=True)
+    arms = {
+        TORCH: (theirs.sfrik, by_rows, TORCH, "dense"),
+        TORCH_VICREG: (theirs.vicreg, by_columns, TORCH_VICREG, "covariance"),
+        TORCH_GRAM: (by_gram, by_rows, TORCH_VICREG, "gram"),
+    }
+    if compiled:
+        fast = views.torch.compile(theirs.sfrik, dynamic=False)
+        arms[COMPILED] = (fast, by_rows, TORCH, "dense")
+    return [_theirs(views, name, *arm) for name, arm in arms.items()]
 
 
-def main() -> None:
+def _theirs(
+    views: TorchViews,
+    name: str,
+    loss: Callable,
+    work: counts.Work,
+    peer: str,
+    form: str,
+) -> Entry:
+    peers = () if peer == name else (peer,)
+    arm = timing.Arm(name, views.run(loss), *work, peers=peers)
+    peak = views.peak_bytes(loss)
+    known = {"form": form} | ({"peak_bytes": peak} if peak else {})
+    return Entry(arm, partial(views.answer, loss), (peer,), known)
+
+
+def autodiff_work(side: int, inner: int, dtype: str) -> counts.Work:
+    """Products of two views by autodiff of a matrix [side, side] from [side, inner].
+
+    One forward and two backward; the matrix is float32 forward and backward.
+    """
+    size = jnp.dtype(dtype).itemsize
+    forward = size * side * inner + 4 * side**2
+    backward = 2 * (size * side * inner + 4 * side**2 + 4 * side * inner)
+    return counts.Work(2 * 6 * side**2 * inner, 2 * (forward + backward))
+
+
+def agreements(entries: list[Entry], dtype: str) -> dict[str, dict[str, Any]]:
+    """What is known of each arm, with its distance from its judge's answer.
+
+    Raises: SystemExit: a distance is above `BOUNDS`.
+    """
+    answers = {entry.arm.name: entry.answer() for entry in entries}
+    extras = {}
+    for entry in entries:
+        judge = next(name for name in entry.judge if name in answers)
+        if judge == entry.arm.name:
+            extras[judge] = entry.known
+            continue
+        (value, grads), (want, gradient) = answers[entry.arm.name], answers[judge]
+        gap = np.linalg.norm(grads - gradient) / np.linalg.norm(gradient)
+        found = {"value": abs(value - want) / abs(want), "gradient": float(gap)}
+        if not max(found.values()) <= BOUNDS[dtype]:
+            sys.exit(
+                f"{entry.arm.name} and {judge} disagree: relative errors {found}, more "
+                f"than {BOUNDS[dtype]} in {dtype}. One of the two is wrong"
+            )
+        extras[entry.arm.name] = entry.known | {"agreement": {"with": judge} | found}
+    return extras
+
+
+def measure(q: int, args: argparse.Namespace, **context: Any) -> list[timing.Record]:
+    """One record for each arm at this dimension."""
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal((args.n, q), np.float32)
+    z = shared + 0.3 * rng.standard_normal((2, args.n, q), np.float32)
+    weights = SFRIK["weights"][: args.order]
+    entries = our_entries(z, args.dtype, weights)
+    entries += torch_entries(z, args.dtype, weights, args.compile)
+    extras = agreements(entries, args.dtype)
+    arms = [entry.arm for entry in entries]
+    spent = timing.take_turns(arms, args.rounds, args.seconds)
+    shapes = {"n": args.n, "q": q, "views": 2, "order": args.order}
+    return timing.records(
+        "loss", arms, spent, dtype=args.dtype, shapes=shapes, extras=extras, **context
+    )
+
+
+def arguments() -> argparse.Namespace:
     gpu = jax.default_backend() != "cpu"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2048 if gpu else 512)
     default = "1024,8192,32768" if gpu else "1024,2048,4096"
     parser.add_argument("--q", default=default, help="dimensions, with commas")
-    parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
+    parser.add_argument(
+        "--dtype", default="bfloat16" if gpu else "float32", choices=BOUNDS
+    )
+    parser.add_argument("--order", type=int, default=3, choices=(1, 2, 3), help="L")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.3, help="per arm and round")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    parser.add_argument("--short", action="store_true", help="rough limits, for a test")
+    parser.add_argument(
+        "--gradient-error", action="store_true", help="that table alone"
+    )
     parser.add_argument("--json", type=Path, help="where the figures go")
-    args = parser.parse_args()
-    rate = timing.matmul_rate(jnp.dtype(args.dtype), 8192 if gpu else 2048)
-    where = timing.environment(_LIBRARIES)
-    print(f"{where}\nmatrix product: {rate / 1e12:.2f} TFLOP/s, {args.dtype}")
-    rows = [
-        row | where
-        for q in map(int, args.q.split(","))
-        for row in measure(args.n, q, args, rate)
-    ]
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, where = arguments(), timing.environment(_LIBRARIES)
+    dims = [int(q) for q in args.q.split(",")]
+    print(where)
+    if args.gradient_error:
+        rows = gradient_error.measure(args.n, dims, where)
+        print(timing.table(rows, gradient_error.COLUMNS))
+        return timing.write_json(args.json, rows)
+    limits = roofline.measure([args.dtype], short=args.short)
+    rate, speed = limits.flop_per_second[args.dtype], limits.bytes_per_second
+    print(f"measured: {rate / 1e12:.3f} TFLOP/s {args.dtype}, {speed / 1e9:.0f} GB/s")
+    context = {"where": where, "limit": limits.of(args.dtype)}
+    rows = [row for q in dims for row in measure(q, args, **context)]
     print(f"n = {args.n}, {args.dtype}, medians of {args.rounds} alternated rounds")
     print(timing.table(rows, COLUMNS))
-    timing.write_json(args.json, rows)
+    return timing.write_json(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -156,10 +156,6 @@ class Torchvision:
         self._recipes = [
             recipe(transforms.v2 if tensors else transforms, view) for view in views
         ]
-        self.versions = {
-            name: importlib.import_module(name).__version__
-            for name in ("torch", "torchvision")
-        }
 
     def _shared(self, module: Any, view: View) -> list[Any]:
         jitter = module.ColorJitter(

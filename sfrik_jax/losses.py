@@ -17,12 +17,14 @@ from collections.abc import Sequence
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from sfrik_jax.covariance import constrain, off_diagonal_squares
 from sfrik_jax.kernels import weighted_sum
 from sfrik_jax.mesh import DATA
-from sfrik_jax.mmd import product, value_and_moments, wide
+from sfrik_jax.mmd import value_and_moments
+from sfrik_jax.mmd_forms import inverse_length, product, wide
 
 Views = Sequence[jax.Array]
 Terms = dict[str, jax.Array]
@@ -33,11 +35,10 @@ def normalize(z: jax.Array) -> jax.Array:
 
     A zero row has derivative 0, where z / max(‖z‖, 1e-12) would have 1e12.
     """
+    # Widened once: two cotangents that are rounded to bfloat16, each with a radial part
+    # that their sum has not, gave 0.46 % of error in place of 0.17.
     z = z.astype(wide(z.dtype))
-    square = jnp.sum(z * z, axis=-1, keepdims=True)
-    alive = square > 1e-24
-    inverse = jax.lax.rsqrt(jnp.where(alive, square, 1))
-    return z * jnp.where(alive, inverse, 0)
+    return z * inverse_length(z)
 
 
 def sfrik(
@@ -49,6 +50,7 @@ def sfrik(
     anchors: Sequence[int] | None = None,
     regularize_all: bool = True,
     mesh: Mesh | None = None,
+    form: str | None = None,
 ) -> tuple[jax.Array, Terms]:
     """Alignment plus the truncated-kernel MMD to the uniform law on the sphere.
 
@@ -69,6 +71,7 @@ def sfrik(
       regularize_all: the MMD of all views, or of the anchors alone.
       mesh: shard over its `data` axis: one all-gather for all views, and the
         gradient needs none.
+      form: of the sums over pairs, one of `mmd_forms.FORMS`; None chooses by shape.
 
     Returns:
       The loss, and terms `alignment`, `mmd` (mean over all n² pairs),
@@ -79,9 +82,9 @@ def sfrik(
     unit = [normalize(z) for z in views]
     anchors = range(len(unit)) if anchors is None else anchors
     align = _alignment(unit, anchors)
-    regularized = unit if regularize_all else [unit[a] for a in anchors]
-    z = jnp.stack(regularized)
-    value, moments = value_and_moments(z, tuple(weights), mesh, views[0].dtype)
+    chosen = range(len(unit)) if regularize_all else anchors
+    unit, raw = [[each[i] for i in chosen] for each in (unit, views)]
+    value, moments = value_and_moments(unit, raw, tuple(weights), mesh, form=form)
     n = views[0].shape[0]
     offdiagonal = (n * moments - 1) / (n - 1)
     terms = {"alignment": align, "mmd": value}
@@ -115,7 +118,7 @@ def mmd(
     """
     z = jnp.asarray(z)
     chex.assert_rank(z, 2)
-    return value_and_moments(z[None], tuple(weights), mesh, z.dtype)[0]
+    return value_and_moments([z], [z], tuple(weights), mesh)[0]
 
 
 def simclr(
@@ -177,28 +180,28 @@ def vicreg(
     variance_coeff: float,
     covariance_coeff: float,
     mesh: Mesh | None = None,
+    form: str | None = None,
 ) -> tuple[jax.Array, Terms]:
     """Invariance, variance and covariance of two views, not normalised.
 
         variance   = sum over views of 1/2 mean_k relu(1 - sqrt(var_k + 1e-4))
         covariance = sum over views of sum_{k != l} cov_kl² / q
 
-    with the unbiased variance and covariance (n - 1).
+    with the unbiased variance and covariance (n - 1). The squares are summed in the
+    `form` "covariance", or "gram" from q = 2n on; see `sfrik_jax.covariance`.
     Source: Bardes et al., ICLR 2022, arXiv 2105.04906.
     """
     _check(views, minimum=2, maximum=2)
-    floats = [z.astype(wide(z.dtype)) for z in views]
-    z = _constrain(jnp.stack(floats), mesh, P(None, DATA))
-    _, n, q = z.shape
-    invariance = jnp.mean((z[0] - z[1]) ** 2)
-    z = z - jnp.mean(z, axis=1, keepdims=True)
-    var = jnp.sum(z * z, axis=1) / (n - 1)
-    variance = jnp.sum(jnp.mean(jax.nn.relu(1 - jnp.sqrt(var + 1e-4)), axis=-1)) / 2
-    operand = z.astype(views[0].dtype)
-    cov = product("vnk,vnl->vkl", operand, operand) / (n - 1)
-    # Masked, not subtracted: the sum of all squares less the diagonal's would lose
-    # the digits of a small covariance beside a large variance.
-    covariance = jnp.sum(jnp.where(jnp.eye(q, dtype=bool)[None], 0, cov) ** 2) / q
+    dtype = views[0].dtype
+    floats = [constrain(z.astype(wide(z.dtype)), mesh, P(DATA)) for z in views]
+    invariance = jnp.mean((floats[0] - floats[1]) ** 2)
+    variance = covariance = jnp.zeros((), floats[0].dtype)
+    n, q = floats[0].shape
+    for z in floats:
+        z = z - jnp.mean(z, axis=0, keepdims=True)
+        var = jnp.sum(z * z, axis=0) / (n - 1)
+        variance += jnp.mean(jax.nn.relu(1 - jnp.sqrt(var + 1e-4))) / 2
+        covariance += off_diagonal_squares(z, dtype, mesh, form) / q
     loss = (
         invariance_coeff * invariance
         + variance_coeff * variance
@@ -225,13 +228,7 @@ def _alignment(unit: Views, anchors: Sequence[int]) -> jax.Array:
 def _rows_and_all(z, mesh, dtype):
     """z [V, n, q] as rows sharded over `data`, and whole on every device."""
     z = z.astype(dtype)
-    return _constrain(z, mesh, P(None, DATA)), _constrain(z, mesh, P())
-
-
-def _constrain(z: jax.Array, mesh: Mesh | None, spec: P) -> jax.Array:
-    if mesh is None:
-        return z
-    return jax.lax.with_sharding_constraint(z, NamedSharding(mesh, spec))
+    return constrain(z, mesh, P(None, DATA)), constrain(z, mesh, P())
 
 
 def _check(views: Views, *, minimum: int, maximum: int | None = None) -> None:

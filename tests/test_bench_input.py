@@ -34,7 +34,9 @@ def test_each_arm_has_its_figures(rows):
         assert row["median_seconds"] > 0
         want = rows["original"]["median_seconds"] / row["median_seconds"]
         assert row["ratio_to_peer"] == pytest.approx(want)
-        assert {"versions", "hardware", "sources", "rounds", "workers"} <= row.keys()
+        assert row["median_seconds"] == row["median_cpu_seconds"]
+        assert row["shapes"] == {"pictures": 4, "size": 224, "workers": 1}
+        assert {"versions", "cpu", "cores", "date", "rounds"} <= row.keys()
 
 
 def test_the_exact_crops_are_the_originals_and_the_fast_ones_near(rows):

@@ -22,9 +22,9 @@ LEVELS = [
     "data.records data.resize data.subset_setting data.views eval_settings "
     "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
     "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
-    "locks mesh models.layers models.projector report.run resample weights.exported "
-    "weights.stored",
-    "augment data.builders.base data.builders.registered data.decode "
+    "locks mesh mmd_forms models.layers models.projector report.run resample "
+    "weights.exported weights.stored",
+    "augment covariance data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
