@@ -84,13 +84,22 @@ DOORS = {
 # The mathematics needs arrays and nothing else.
 PURE = {
     "kernels": {"jax"},
-    "mmd": {"jax", f"{PACKAGE}.kernels", f"{PACKAGE}.mesh"},
+    "mmd_forms": {"jax", f"{PACKAGE}.kernels"},
+    "mmd": {
+        "jax",
+        f"{PACKAGE}.kernels",
+        f"{PACKAGE}.mesh",
+        f"{PACKAGE}.mmd_forms",
+    },
+    "covariance": {"jax", f"{PACKAGE}.mesh", f"{PACKAGE}.mmd_forms"},
     "losses": {
         "jax",
         "chex",
+        f"{PACKAGE}.covariance",
         f"{PACKAGE}.kernels",
         f"{PACKAGE}.mesh",
         f"{PACKAGE}.mmd",
+        f"{PACKAGE}.mmd_forms",
     },
 }
 # Needed neither to train nor to evaluate; only benches compare with them.
