@@ -32,6 +32,7 @@ RECORDED = Path(__file__).with_name("recorded.json")
 SHORT = {
     "loss": ("loss.py", "--rounds", "5", "--seconds", "0.2", "--q", "1024,4096"),
     "step": ("step.py", "--size", "32", "--stem", "small", "--rounds", "3"),
+    "convolutions": ("convolutions.py", "--images", "64", "--rounds", "3"),
     "input": ("input.py", "--pictures", "32", "--rounds", "5"),
     "knn": ("knn.py", "--train", "20000", "--test", "2000", "--rounds", "3"),
     "heads": ("heads.py", "--rounds", "5", "--seconds", "1"),
