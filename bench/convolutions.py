@@ -38,8 +38,9 @@ COLUMNS: dict[str, timing.Column] = {
     **timing.SHARE,
 }
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Largest relative error (of norms) of value or gradients against XLA's.
-BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
+# Largest relative error (of norms) of value or gradients against XLA's. The gradient by
+# the stem's kernel is a sum over 300,000 places: PyTorch's and XLA's differ by 1.2e-5.
+BOUNDS = {"float32": 1e-4, "bfloat16": 2e-2}
 Arrays = tuple[Any, ...]
 
 
