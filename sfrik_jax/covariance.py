@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sfrik_jax.mesh import DATA
-from sfrik_jax.mmd_forms import gram, product
+from sfrik_jax.mmd_forms import check, gram, product
 
 GRAM, COVARIANCE = "gram", "covariance"
 
@@ -48,8 +48,12 @@ def off_diagonal_squares(
       dtype: of the products' operands; they accumulate in float32 or wider.
       mesh: the rows are sharded over its `data` axis.
       form: "gram" or "covariance"; None for `choose`.
+
+    Raises:
+      ValueError: there is no such form.
     """
     form = form or choose(*x.shape)
+    check(form, (GRAM, COVARIANCE))
     return _squares(x, dtype, mesh, form)  # pyright: ignore
 
 

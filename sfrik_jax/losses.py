@@ -70,7 +70,8 @@ def sfrik(
       anchors: indices of the anchor views; None for all.
       regularize_all: the MMD of all views, or of the anchors alone.
       mesh: shard over its `data` axis: one all-gather for all views, and the
-        gradient needs none.
+        gradient needs none. (Up to L = 2 the form "feature" adds up second moments
+        instead: all-reduces alone.)
       form: of the sums over pairs, one of `mmd_forms.FORMS`; None chooses by shape.
 
     Returns:
@@ -113,6 +114,7 @@ def mmd(
 
     Args:
       z: [n, q], unit rows, float32 or float64 (bfloat16: operands stay bfloat16).
+        Their lengths are divided out, so that only their directions count.
       weights: b_1 … b_L; they may be traced, and have their own derivative.
       mesh: with it, row blocks over its `data` axis; else all rows at once.
     """
@@ -232,7 +234,12 @@ def _rows_and_all(z, mesh, dtype):
 
 
 def _check(views: Views, *, minimum: int, maximum: int | None = None) -> None:
-    """The views are [n, q] arrays of one shape, n >= 2, q >= 2, of a fit number."""
+    """The views are [n, q] arrays of one shape, n >= 2, q >= 2, of a fit number.
+
+    Not float16: beside rows of 1e-3 the derivative leaves its range.
+    """
+    if jnp.float16 in {z.dtype.type for z in views}:
+        raise ValueError("embeddings in float16; take bfloat16 or float32")
     if len(views) < minimum or (maximum is not None and len(views) > maximum):
         raise ValueError(
             f"{len(views)} views; this loss takes {minimum}"

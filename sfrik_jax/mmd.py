@@ -37,13 +37,19 @@ def value_and_moments(
       raw: V arrays x [n, q] with z = x / ‖x‖, in the dtype of the matrix products.
       form: one of `mmd_forms.FORMS`; None for `mmd_forms.choose`.
       chunk: rows of the Gram at a time, for the form "chunked".
+
+    Raises:
+      ValueError: there is no such form, or no weight.
     """
+    if not weights:
+        raise ValueError("a kernel needs at least one weight b_1")
     n, q = raw[0].shape
     devices = 1 if mesh is None else mesh.shape[DATA]
     if form is None:
         itemsize = raw[0].dtype.itemsize
         backend = jax.default_backend()
         form = mmd_forms.choose(n, q, len(weights), devices, itemsize, backend)
+    mmd_forms.check(form, mmd_forms.FORMS)
     settings = (mesh, form, chunk if form == CHUNKED else None)
     value, moments = _mmd(tuple(unit), tuple(raw), weights, settings)  # pyright: ignore
     return value, moments

@@ -73,6 +73,12 @@ def choose(
     return CHUNKED if 4 * n * n // devices >= large else ROWS
 
 
+def check(form: str, forms: Sequence[str]) -> None:
+    """Raises ValueError where a form is none of these."""
+    if form not in forms:
+        raise ValueError(f"form={form!r}; choose from {', '.join(forms)}")
+
+
 def by_pairs(
     x: jax.Array,
     x_all: jax.Array,
@@ -182,6 +188,9 @@ def _total(x, inverse):
 
 def inverse_length(x: jax.Array) -> jax.Array:
     """1 / ‖x_i‖ in float32 or wider; 0 for rows shorter than 1e-12.
+
+    Where ‖x_i‖² overflows (rows longer than 1.8e19 in float32) it is 0 too, and what is
+    made of such rows may be NaN.
 
     x: [..., q]; returns [..., 1].
     """

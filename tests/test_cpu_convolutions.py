@@ -82,13 +82,14 @@ def test_the_number_of_parts_changes_nothing(
     chex.assert_trees_all_close(found, want, rtol=1e-11, atol=1e-11)
 
 
-def test_parts_are_as_few_as_fit_and_of_equal_size(monkeypatch):
+def test_parts_are_as_few_as_fit(monkeypatch):
     monkeypatch.setattr(cpu, "PART_BYTES", 100)
-    assert [cpu._parts(12, each) for each in (0, 1, 20, 25, 30, 101)] == [
-        *(1, 1, 3, 3, 4, 12)
-    ]
-    # 7 images have no equal parts but single ones.
-    assert cpu._parts(7, 30) == 7
+    sizes = (0, 1, 20, 25, 30, 101)
+    assert [cpu._parts(12, each) for each in sizes] == [1, 1, 3, 3, 4, 12]
+    # A prime number of images takes no more parts than one that can be divided.
+    assert [cpu._parts(13, each) for each in sizes] == [1, 1, 3, 4, 5, 13]
+    filled = cpu._split(jnp.arange(1, 14), 4)
+    assert filled.tolist()[-1] == [13, 0, 0, 0]
 
 
 def test_winograd_loses_no_more_digits_than_the_plain_convolution(x64):

@@ -167,6 +167,15 @@ def test_max_pool_has_a_gradient_in_a_compiled_function(pool):
     np.testing.assert_allclose(jax.jit(gradient)(x), gradient(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (3, 2), (6, 5)])
+def test_max_pool_of_slices_passes_nan_on(place):
+    x = jnp.asarray(pooled_maps("distinct", (7, 6)), jnp.float32)
+    x = x.at[(0, *place, 0)].set(jnp.nan)
+    found, want = layers.max_pool_of_slices(x), layers.max_pool_of_windows(x)
+    assert jnp.isnan(found).any()
+    np.testing.assert_array_equal(found, want)
+
+
 def test_max_pool_keeps_bfloat16():
     x = jnp.asarray(pooled_maps("distinct", (5, 5)), jnp.bfloat16)
     assert layers.max_pool(x).dtype == jnp.bfloat16

@@ -17,6 +17,7 @@ from sfrik_jax import covariance, losses, mmd_forms
 from sfrik_jax.kernels import TruncatedKernel
 from sfrik_jax.mesh import make_mesh, shard_batch
 from sfrik_jax.mmd import value_and_moments
+from sfrik_jax.settings import LOSS_DEFAULTS
 
 LINEAR, QUADRATIC, CUBIC = (1.5,), (1.5, 4.0), (1.5, 4.0, 3.0)
 # name -> form, chunk, weights. 5 leaves a rest of 24 rows, 8 none, 99 is more than all.
@@ -280,3 +281,16 @@ def test_vicreg_is_the_same_in_both_forms(x64):
         for form in ("gram", "covariance")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), gram, cov)
+
+
+def test_what_a_loss_cannot_take_is_said():
+    views = [jnp.eye(4), jnp.ones((4, 4))]
+    with pytest.raises(ValueError, match=r"form='bogus'; choose from rows"):
+        losses.sfrik(views, **LOSS_DEFAULTS["sfrik"], form="bogus")
+    with pytest.raises(ValueError, match=r"form='rows'; choose from gram"):
+        losses.vicreg(views, **LOSS_DEFAULTS["vicreg"], form="rows")
+    with pytest.raises(ValueError, match="at least one weight"):
+        losses.mmd(views[0], ())
+    half = [view.astype(jnp.float16) for view in views]
+    with pytest.raises(ValueError, match="float16"):
+        losses.sfrik(half, **LOSS_DEFAULTS["sfrik"])

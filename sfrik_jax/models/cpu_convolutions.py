@@ -266,23 +266,13 @@ def _patch_bytes(x: jax.Array | jax.ShapeDtypeStruct, size: int, stride: int) ->
     return height * width * size * size * x.shape[-1] * x.dtype.itemsize
 
 
-def _parts(n: int, image_bytes: int) -> int:
-    """The fewest equal parts of n images that keep to PART_BYTES, or single images."""
-    most = max(1, min(n, PART_BYTES // max(1, image_bytes)))
-    return n // next(size for size in range(most, 0, -1) if n % size == 0)
-
-
-def _split(x: jax.Array, parts: int) -> jax.Array:
-    return x.reshape(parts, -1, *x.shape[1:])
-
-
 def _in_parts(function: Callable, image_bytes: int, x: jax.Array) -> jax.Array:
     """The function of x, a part of the images at a time."""
     parts = _parts(len(x), image_bytes)
     if parts == 1:
         return function(x)
     y = jax.lax.map(function, _split(x, parts))
-    return y.reshape(len(x), *y.shape[2:])
+    return y.reshape(-1, *y.shape[2:])[: len(x)]
 
 
 def _sum_of_parts(function: Callable, image_bytes: int, *arrays: jax.Array):
@@ -298,6 +288,20 @@ def _sum_of_parts(function: Callable, image_bytes: int, *arrays: jax.Array):
         pieces,
     )
     return total
+
+
+def _parts(n: int, image_bytes: int) -> int:
+    """The fewest parts of n images that keep to PART_BYTES, or single images."""
+    return -(-n // max(1, min(n, PART_BYTES // max(1, image_bytes))))
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """Parts of equal size; images of zeros, which add nothing, fill the last one."""
+    size = -(-len(x) // parts)
+    missing = parts * size - len(x)
+    if missing:
+        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(parts, size, *x.shape[1:])
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -186,7 +186,7 @@ def _pool(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     ]
     winner = jnp.zeros(best.shape, jnp.int32)
     for place, part in enumerate(others, 1):
-        keep = best >= part
+        keep = (best >= part) | jnp.isnan(best)
         best = jnp.where(keep, best, part)
         winner = jnp.where(keep, winner, place)
     return best, winner.astype(jnp.uint8)
