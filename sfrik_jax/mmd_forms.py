@@ -8,6 +8,7 @@ n: all rows; b: the rows of this device; q: dimension; L: truncation order.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -99,30 +100,31 @@ def by_pairs(
     """
     inverse = inverse_length(x_all)
     total = _total(x_all, inverse)
-
-    def some(start, size):
-        """The orders l >= 2 and the slopes of `size` of the rows."""
-        rows = jax.lax.dynamic_slice_in_dim(x, start, size)
-        own = jax.lax.dynamic_slice_in_dim(inverse, first_row + start, size)
-        whole = size == len(x_all)
-        products = gram(x_all) if whole else product("bq,nq->bn", rows, x_all)
-        indices = first_row + start + jnp.arange(size)[:, None]
-        diagonal = jnp.arange(len(x_all))[None] == indices
-        t = products * own * inverse.T
-        polys = legendre_list(t, order=len(weights), dim=x.shape[1])[2:]
-        # P_l(1) = 1 on the diagonal: exactly the number of rows.
-        sums = [jnp.sum(jnp.where(diagonal, 0, p)) + size for p in polys]
-        if not gradient:
-            return jnp.stack(sums), None
-        slope = TruncatedKernel(weights).derivative(t, x.shape[1], first=2)
-        slope = jnp.where(diagonal, 0, slope) * inverse.T
-        return jnp.stack(sums), product("bn,nq->bq", slope.astype(x.dtype), x_all)
-
     first_order = jnp.sum(total**2)[None] * (len(x) / len(x_all))
     if len(weights) == 1:
         return Sums(first_order, total, None)
+    some = partial(_of_some, x, x_all, inverse, first_row, weights, gradient)
     higher, slopes = _in_chunks(some, len(x), chunk or len(x))
     return Sums(jnp.concatenate([first_order, higher]), total, slopes)
+
+
+def _of_some(x, x_all, inverse, first_row, weights, gradient, start, size):
+    """The orders l >= 2 and the slopes of `size` of the rows x, from `start` on."""
+    rows = jax.lax.dynamic_slice_in_dim(x, start, size)
+    own = jax.lax.dynamic_slice_in_dim(inverse, first_row + start, size)
+    whole = size == len(x_all)
+    products = gram(x_all) if whole else product("bq,nq->bn", rows, x_all)
+    indices = first_row + start + jnp.arange(size)[:, None]
+    diagonal = jnp.arange(len(x_all))[None] == indices
+    t = products * own * inverse.T
+    polys = legendre_list(t, order=len(weights), dim=x.shape[1])[2:]
+    # P_l(1) = 1 on the diagonal: exactly the number of rows.
+    sums = [jnp.sum(jnp.where(diagonal, 0, p)) + size for p in polys]
+    if not gradient:
+        return jnp.stack(sums), None
+    slope = TruncatedKernel(weights).derivative(t, x.shape[1], first=2)
+    slope = jnp.where(diagonal, 0, slope) * inverse.T
+    return jnp.stack(sums), product("bn,nq->bq", slope.astype(x.dtype), x_all)
 
 
 def _in_chunks(some, rows, chunk):

@@ -86,6 +86,7 @@ def test_parts_are_as_few_as_fit(monkeypatch):
     monkeypatch.setattr(cpu, "PART_BYTES", 100)
     sizes = (0, 1, 20, 25, 30, 101)
     assert [cpu._parts(12, each) for each in sizes] == [1, 1, 3, 3, 4, 12]
+    assert cpu._parts(128, 7) == 16  # of 8, though 14 would keep to 100 bytes
     # A prime number of images takes no more parts than one that can be divided.
     assert [cpu._parts(13, each) for each in sizes] == [1, 1, 3, 4, 5, 13]
     filled = cpu._split(jnp.arange(1, 14), 4)

@@ -291,8 +291,14 @@ def _sum_of_parts(function: Callable, image_bytes: int, *arrays: jax.Array):
 
 
 def _parts(n: int, image_bytes: int) -> int:
-    """The fewest parts of n images that keep to PART_BYTES, or single images."""
-    return -(-n // max(1, min(n, PART_BYTES // max(1, image_bytes))))
+    """The fewest parts of n images that keep to PART_BYTES, or single images.
+
+    Equal parts where they are at least half as long as that allows: others are filled
+    with zeros, which copies all images.
+    """
+    most = max(1, min(n, PART_BYTES // max(1, image_bytes)))
+    equal = next(size for size in range(most, 0, -1) if n % size == 0)
+    return n // equal if 2 * equal >= most else -(-n // most)
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
