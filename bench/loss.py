@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import counts, gradient_error, roofline, timing
+from bench import command, counts, gradient_error, roofline, timing
+from bench.timing import COMPILED, DENSE, OURS, TORCH
 from bench.torch_losses import SFRIK, VICREG, TorchLosses, TorchViews
 from sfrik_jax import covariance, losses, mmd_forms
 from sfrik_jax.kernels import TruncatedKernel
 
-OURS, DENSE, TORCH, COMPILED = "ours", "ours, dense autodiff", "torch", "torch.compile"
 OUR_VICREG, TORCH_VICREG = "ours, VICReg", "torch, VICReg"
 TORCH_GRAM = "torch, VICReg by Gram"
 # Relative errors of value and gradient between two arms. Both round: in bfloat16 each
@@ -221,42 +221,45 @@ def measure(q: int, args: argparse.Namespace, **context: Any) -> list[timing.Rec
 
 def arguments() -> argparse.Namespace:
     gpu = jax.default_backend() != "cpu"
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=2048 if gpu else 512)
+    parser = command.parser(__doc__)
+    parser.add_argument("--n", type=command.integer, default=2048 if gpu else 512)
     default = "1024,8192,32768" if gpu else "1024,2048,4096"
-    parser.add_argument("--q", default=default, help="dimensions, with commas")
+    parser.add_argument(
+        "--q", type=command.integers, default=default, help="dimensions, with commas"
+    )
     parser.add_argument(
         "--dtype", default="bfloat16" if gpu else "float32", choices=BOUNDS
     )
     parser.add_argument("--order", type=int, default=3, choices=(1, 2, 3), help="L")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="per arm and round")
+    parser.add_argument("--rounds", type=command.integer, default=7)
+    parser.add_argument(
+        "--seconds", type=command.seconds, default=0.3, help="per arm and round"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--short", action="store_true", help="rough limits, for a test")
     parser.add_argument(
         "--gradient-error", action="store_true", help="that table alone"
     )
-    parser.add_argument("--json", type=Path, help="where the figures go")
     return parser.parse_args()
 
 
 def main() -> None:
+    command.share_the_card()
     args, where = arguments(), timing.environment(_LIBRARIES)
-    dims = [int(q) for q in args.q.split(",")]
     print(where)
     if args.gradient_error:
-        rows = gradient_error.measure(args.n, dims, where)
+        rows = gradient_error.measure(args.n, args.q, where)
         print(timing.table(rows, gradient_error.COLUMNS))
-        return timing.write_json(args.json, rows)
+        return command.write_json(args.json, rows)
     limits = roofline.measure([args.dtype], short=args.short)
     rate, speed = limits.flop_per_second[args.dtype], limits.bytes_per_second
     print(f"measured: {rate / 1e12:.3f} TFLOP/s {args.dtype}, {speed / 1e9:.0f} GB/s")
     context = {"where": where, "limit": limits.of(args.dtype)}
-    rows = [row for q in dims for row in measure(q, args, **context)]
+    rows = [row for q in args.q for row in measure(q, args, **context)]
     print(f"n = {args.n}, {args.dtype}, medians of {args.rounds} alternated rounds")
     print(timing.table(rows, COLUMNS))
-    return timing.write_json(args.json, rows)
+    return command.write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

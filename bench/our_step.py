@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from bench import input as host
-from bench import loss, roofline, timing, torch_step
+from bench import roofline, timing, torch_step
+from bench.timing import COMPILED, OURS, TORCH
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax import models, optim, train_state
 from sfrik_jax.data import views
@@ -20,7 +21,6 @@ from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.step import make_train_step
 from sfrik_jax.train_state import TrainState
 
-OURS, TORCH, COMPILED = loss.OURS, loss.TORCH, "torch.compile"
 SUFFIX = {"sfrik": "", "vicreg": ", VICReg"}
 _STEPS_PER_EPOCH = 100
 

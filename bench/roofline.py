@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import counts, timing
+from bench import command, counts, timing
 from sfrik_jax import losses, models
 from sfrik_jax.settings import LOSS_DEFAULTS
 
@@ -71,8 +71,16 @@ def measure(dtypes: Sequence[str], *, short: bool = False) -> Limits:
     """
     gpu = jax.default_backend() != "cpu"
     side = 128 if short else 8192 if gpu else 2048
-    rates = {kind: timing.matmul_rate(jnp.dtype(kind), side) for kind in dtypes}
+    rates = {kind: matmul_rate(jnp.dtype(kind), side) for kind in dtypes}
     return Limits(rates, bandwidth(2**16 if short else 2**28 if gpu else 2**26))
+
+
+def matmul_rate(dtype: Any, side: int) -> float:
+    """FLOP/s of a square matrix product of random numbers: the limit of arithmetic."""
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=dtype))
+    arm = timing.of_jax("product", product, a, b)
+    return 2 * side**3 / timing.alternate([arm], 5, 0.1)["product"]
 
 
 def bandwidth(count: int) -> float:
@@ -166,19 +174,23 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = jax.default_backend() != "cpu"
     parser.add_argument("--backbone", default="resnet18", choices=models.BACKBONES)
     parser.add_argument("--stem", default="imagenet", choices=("imagenet", "small"))
-    parser.add_argument("--size", type=int, default=96, help="of a view, in px")
-    parser.add_argument("--batch", type=int, default=64, help="pictures")
-    parser.add_argument("--q", type=int, default=1024)
-    parser.add_argument("--hidden", type=int, default=1024, help="projector's widths")
-    parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
+    parser.add_argument(
+        "--size", type=command.integer, default=96, help="of a view, in px"
+    )
+    parser.add_argument("--batch", type=command.integer, default=64, help="pictures")
+    parser.add_argument("--q", type=command.integer, default=1024)
+    parser.add_argument(
+        "--hidden", type=command.integer, default=1024, help="projector's widths"
+    )
+    default = "bfloat16" if gpu else "float32"
+    parser.add_argument("--dtype", default=default, choices=command.DTYPES)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     add_step_arguments(parser)
     parser.add_argument("--method", default="sfrik", choices=("sfrik", "vicreg"))
     parser.add_argument("--short", action="store_true", help="small arrays, for a test")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
     named = {"--backbone", "--size", "--stem"} & {w.partition("=")[0] for w in sys.argv}
     where = timing.environment(("jax", "numpy"))
@@ -199,8 +211,8 @@ def main() -> None:
     print(timing.table(rows, COLUMNS))
     print("\n".join([*loss_lines(args, limits), step_line(args, limits)]))
     common = {"name": "roofline", "dtype": args.dtype, "limits": limits._asdict()}
-    timing.write_json(args.json, [row | common | where for row in rows])
+    command.write_json(args.json, [row | common | where for row in rows])
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -22,7 +22,6 @@ A key is absent where nobody measured or counted it.
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -33,9 +32,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 ROOT = Path(__file__).parents[1]
+# Names of arms that more than one bench has.
+OURS, DENSE, TORCH, COMPILED = "ours", "ours, dense autodiff", "torch", "torch.compile"
 Record = dict[str, Any]
 # A key of a record, or what makes a value of one, and the value's format.
 Column = str | tuple[Callable[[Record], Any], str]
@@ -185,14 +185,6 @@ def _spread(values: Sequence[float]) -> float:
     return (high - low) / middle
 
 
-def matmul_rate(dtype: Any, side: int) -> float:
-    """FLOP/s of a square matrix product of random numbers: the limit of arithmetic."""
-    a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=dtype))
-    arm = of_jax("product", product, a, b)
-    return 2 * side**3 / alternate([arm], 5, 0.1)["product"]
-
-
 def environment(libraries: Sequence[str]) -> dict[str, Any]:
     """Hardware, versions, date and commit; what is not there is left out."""
     versions = {}
@@ -289,9 +281,3 @@ def _cells(row: Record, columns: Mapping[str, Column]) -> Iterable[str]:
         else:
             value, form = column[0](row), column[1]
         yield "–" if value is None else format(value, form)
-
-
-def write_json(path: Path | None, rows: Sequence[Record]) -> None:
-    """Writes the rows where a path is given."""
-    if path:
-        path.write_text(json.dumps(list(rows), indent=1, default=str) + "\n")
