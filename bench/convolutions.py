@@ -126,6 +126,7 @@ class TorchConvolution:
 
     def __init__(self, shape: Shape, arrays: list[np.ndarray], dtype: str) -> None:
         self._torch = torch = importlib.import_module("torch")
+        torch.backends.cudnn.benchmark = True  # as XLA, which tries algorithms too
         self._shape = shape
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         x, kernel, bar = arrays

@@ -102,9 +102,6 @@ def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> En
     views = [jnp.asarray(each, dtype) for each in z]
     step = jax.value_and_grad(lambda views: loss(views)[0])
     work, compiled = counts.work(step, views), jax.jit(step).lower(views).compile()
-    memory = compiled.memory_analysis()
-    parts = ("argument", "output", "temp")
-    held = memory and sum(getattr(memory, f"{p}_size_in_bytes") for p in parts)
     vicreg = name.startswith(OUR_VICREG)
     peers = (TORCH, COMPILED, TORCH_VICREG, DENSE)
     if vicreg:
@@ -124,7 +121,7 @@ def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> En
         ),
         answer,
         (TORCH_VICREG, OUR_VICREG) if vicreg else (TORCH, DENSE),
-        {"form": form} | ({"peak_bytes": held} if held else {}),
+        {"form": form, "peak_bytes": counts.peak_bytes(compiled)},
     )
 
 
@@ -139,7 +136,9 @@ def torch_entries(
         print(f"no arms of torch ({line}); see requirements-bench.txt")
         return []
     theirs, (_, n, q) = TorchLosses(views.torch, views.dtype, weights), z.shape
-    by_rows, by_columns = (autodiff_work(*shape, dtype) for shape in ((n, q), (q, n)))
+    by_rows, by_columns = (
+        counts.autodiff_work(*shape, dtype) for shape in ((n, q), (q, n))
+    )
     by_gram = partial(theirs.vicreg, gram=True)
     arms = {
         TORCH: (theirs.sfrik, by_rows, TORCH, "dense"),
@@ -149,7 +148,13 @@ def torch_entries(
     if compiled:
         fast = views.torch.compile(theirs.sfrik, dynamic=False)
         arms[COMPILED] = (fast, by_rows, TORCH, "dense")
-    return [_theirs(views, name, *arm) for name, arm in arms.items()]
+    entries = []
+    for name, arm in arms.items():
+        try:
+            entries.append(_theirs(views, name, *arm))
+        except RuntimeError as error:
+            timing.leave_out(name, error)
+    return entries
 
 
 def _theirs(
@@ -167,17 +172,6 @@ def _theirs(
     return Entry(arm, partial(views.answer, loss), (peer,), known)
 
 
-def autodiff_work(side: int, inner: int, dtype: str) -> counts.Work:
-    """Products of two views by autodiff of a matrix [side, side] from [side, inner].
-
-    One forward and two backward; the matrix is float32 forward and backward.
-    """
-    size = jnp.dtype(dtype).itemsize
-    forward = size * side * inner + 4 * side**2
-    backward = 2 * (size * side * inner + 4 * side**2 + 4 * side * inner)
-    return counts.Work(2 * 6 * side**2 * inner, 2 * (forward + backward))
-
-
 def agreements(entries: list[Entry], dtype: str) -> dict[str, dict[str, Any]]:
     """What is known of each arm, with its distance from its judge's answer.
 
@@ -186,7 +180,7 @@ def agreements(entries: list[Entry], dtype: str) -> dict[str, dict[str, Any]]:
     answers = {entry.arm.name: entry.answer() for entry in entries}
     extras = {}
     for entry in entries:
-        judge = next(name for name in entry.judge if name in answers)
+        judge = next((name for name in entry.judge if name in answers), entry.arm.name)
         if judge == entry.arm.name:
             extras[judge] = entry.known
             continue

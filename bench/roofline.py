@@ -123,12 +123,16 @@ def network_row(backbone: str, size: int, args: Any, limits: Limits) -> timing.R
     }
 
 
-def step_work(args: argparse.Namespace, method: str) -> counts.Work:
-    """The least work of a step of two views of a batch.
+def loss_work(args: argparse.Namespace, method: str) -> counts.Work:
+    """The work of our loss alone, forward and backward. Args: args: as `step_work`."""
+    z = jax.ShapeDtypeStruct((args.batch, args.q), jnp.dtype(args.dtype))
+    loss = partial(losses.METHODS[method], **LOSS_DEFAULTS[method])
+    return counts.work(jax.grad(lambda z: loss(z)[0]), [z] * 2)
 
-    Args: args: backbone, stem, size, batch, hidden, q, dtype.
-    """
-    model = models.build(
+
+def step_model(args: argparse.Namespace) -> models.SSLModel:
+    """Backbone and projector. Args: args: as `step_work`, without batch and size."""
+    return models.build(
         backbone=args.backbone,
         width=64,
         stem=args.stem,
@@ -136,6 +140,14 @@ def step_work(args: argparse.Namespace, method: str) -> counts.Work:
         embed_dim=args.q,
         dtype=args.dtype,
     )
+
+
+def step_work(args: argparse.Namespace, method: str) -> counts.Work:
+    """The least work of a step of two views of a batch.
+
+    Args: args: backbone, stem, size, batch, hidden, q, dtype.
+    """
+    model = step_model(args)
     shape = (args.batch, 2, args.size, args.size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.dtype(args.dtype))
     loss = partial(losses.METHODS[method], **LOSS_DEFAULTS[method])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import command, roofline, timing, torch_step, traces
+from bench import command, counts, roofline, timing, torch_step, traces
 from bench.our_step import SUFFIX, Ours
 from bench.timing import COMPILED, OURS, TORCH
 from sfrik_jax.commands.parsing import count
@@ -52,12 +52,14 @@ def resamplings(text: str) -> list[str]:
 
 
 def open_peer(args: argparse.Namespace) -> torch_step.TorchStep | None:
-    """The peer; None, and a line that says so, where it is not installed."""
+    """The peer; None, and a line, where it is not installed or lacks the backbone."""
     try:
         return torch_step.TorchStep(args)
     except ImportError as reason:
         print(f"no arms of torch ({reason}); see requirements-bench.txt")
-        return None
+    except LookupError as reason:
+        print(f"no arms of torch: {reason}; name another --backbone")
+    return None
 
 
 def compare(
@@ -78,8 +80,11 @@ def compare(
 def peer_arms(
     peer: torch_step.TorchStep, args: argparse.Namespace, method: str
 ) -> list[timing.Arm]:
-    """The peer's arms; their work is counted as ours, as it reads."""
-    work = roofline.step_work(args, method)
+    """The peer's arms; of their work the loss alone differs from ours, by autodiff."""
+    sides = {"sfrik": (args.batch, args.q), "vicreg": (args.q, args.batch)}
+    loss = counts.autodiff_work(*sides[method], args.dtype)
+    less = roofline.loss_work(args, method).times(-1)
+    work = roofline.step_work(args, method) + loss + less
     names = {TORCH: False} | ({COMPILED: True} if args.compile else {})
     return [
         peer.arm(f"{name}{SUFFIX[method]}", method, compiled=compiled)._replace(
@@ -101,8 +106,10 @@ def measure(
     arms = ours.arms()
     if peer:
         theirs = peer_arms(peer, args, method)
-        extras |= {arm.name: peer.memory(arm) for arm in theirs}
     spent = timing.take_turns([*arms, *theirs], args.rounds, args.seconds)
+    if peer:
+        ran = [arm for arm in theirs if arm.name in spent]
+        extras |= {arm.name: peer.memory(arm) for arm in ran}
     if args.profile:
         program, folder = ours.programs[name], args.profile / method
         print(traces.keep(folder, program, lambda: arms[0].run(1), _TRACED))

@@ -72,17 +72,31 @@ def take_turns(
       seconds: each arm is called as often in a round as fills about so long, told from
         a first timing; the calls before it compile and warm up. With 0 it is called
         once to warm up and once in each round.
+
+    An arm that finds no memory to warm up is left out, with a line.
     """
     counts = {}
     for arm in arms:
-        arm.run(2 if seconds else 1)
-        once = _spent(arm, 2).wall if seconds else 1.0
+        try:
+            arm.run(2 if seconds else 1)
+            once = _spent(arm, 2).wall if seconds else 1.0
+        except RuntimeError as error:
+            leave_out(arm.name, error)
+            continue
         counts[arm.name] = max(1, round(seconds / once))
-    spent: dict[str, list[Spent]] = {arm.name: [] for arm in arms}
+    fit = [arm for arm in arms if arm.name in counts]
+    spent: dict[str, list[Spent]] = {arm.name: [] for arm in fit}
     for _ in range(rounds):
-        for arm in arms:
+        for arm in fit:
             spent[arm.name].append(_spent(arm, counts[arm.name]))
     return spent
+
+
+def leave_out(name: str, error: RuntimeError) -> None:
+    """A line where an arm finds no memory. Raises: the error, where it is another."""
+    if "out of memory" not in str(error).lower():
+        raise error
+    print(f"no arm {name}: {str(error).partition(chr(10))[0]}")
 
 
 def _spent(arm: Arm, count: int) -> Spent:
@@ -132,7 +146,7 @@ def records(
     limit: Callable[[Arm], float | None] | None = None,
     extras: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Record]:
-    """One record for each arm.
+    """One record for each arm that ran.
 
     Args:
       name: of the bench.
@@ -143,31 +157,16 @@ def records(
       extras: more keys of the record of an arm, by its name.
     """
     medians = {
-        key: {
-            arm: statistics.median(getattr(s, key) for s in spent[arm]) for arm in spent
-        }
-        for key in Spent._fields
+        name: statistics.median(getattr(each, clock) for each in of_arm)
+        for name, of_arm in spent.items()
     }
-    of_clock = medians[clock]
     rows = []
-    for arm in arms:
-        median, ran = of_clock[arm.name], [p for p in arm.peers if p in spent]
-        each = [getattr(one, clock) for one in spent[arm.name]]
-        row: Record = {
-            "name": name,
-            "arm": arm.name,
-            "dtype": dtype,
-            "shapes": dict(shapes),
-            "median_seconds": median,
-            "clock": clock,
-            "rounds": len(each),
-            "round_seconds": each,
-            "spread": _spread(each),
-            "median_wall_seconds": medians["wall"][arm.name],
-            "median_cpu_seconds": medians["cpu"][arm.name],
-        }
+    for arm in (arm for arm in arms if arm.name in spent):
+        median, ran = medians[arm.name], [p for p in arm.peers if p in spent]
+        row: Record = {"name": name, "arm": arm.name, "dtype": dtype}
+        row |= {"shapes": dict(shapes), **_seconds(spent[arm.name], clock)}
         if ran:
-            ratios = {peer: of_clock[peer] / median for peer in ran}
+            ratios = {peer: medians[peer] / median for peer in ran}
             row |= {"peer": ran[0], "ratio_to_peer": ratios[ran[0]], "ratios": ratios}
         row |= {key: value for key in ("flop", "bytes") if (value := getattr(arm, key))}
         least = limit(arm) if limit else None
@@ -175,6 +174,21 @@ def records(
             row |= {"limit_seconds": least, "share_of_limit": least / median}
         rows.append(row | dict((extras or {}).get(arm.name, {})) | dict(where))
     return rows
+
+
+def _seconds(spent: Sequence[Spent], clock: str) -> Record:
+    """The medians by both clocks, and the rounds by the clock of the bench."""
+    wall, cpu = map(statistics.median, zip(*spent, strict=True))
+    each = [getattr(one, clock) for one in spent]
+    return {
+        "median_seconds": {"wall": wall, "cpu": cpu}[clock],
+        "clock": clock,
+        "rounds": len(each),
+        "round_seconds": each,
+        "spread": _spread(each),
+        "median_wall_seconds": wall,
+        "median_cpu_seconds": cpu,
+    }
 
 
 def _spread(values: Sequence[float]) -> float:
