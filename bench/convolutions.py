@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import counts, roofline, timing
-from bench.loss import OURS, TORCH
+from bench import command, counts, roofline, timing
+from bench.timing import OURS, TORCH
 from sfrik_jax import models
 from sfrik_jax.models import layers
 
@@ -126,6 +126,7 @@ class TorchConvolution:
 
     def __init__(self, shape: Shape, arrays: list[np.ndarray], dtype: str) -> None:
         self._torch = torch = importlib.import_module("torch")
+        torch.backends.cudnn.benchmark = True  # as XLA, which tries algorithms too
         self._shape = shape
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         x, kernel, bar = arrays
@@ -231,17 +232,21 @@ def totals(rows: list[timing.Record]) -> str:
 
 
 def main() -> None:
+    command.share_the_card()
     gpu = jax.default_backend() != "cpu"
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--backbone", default="resnet18", choices=models.BACKBONES)
     parser.add_argument("--stem", default="imagenet", choices=("imagenet", "small"))
-    parser.add_argument("--size", type=int, default=96, help="of a view, in px")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument(
+        "--size", type=command.integer, default=96, help="of a view, in px"
+    )
+    parser.add_argument("--images", type=command.integer, default=128)
     default = "bfloat16" if gpu else "float32"
     parser.add_argument("--dtype", default=default, choices=sorted(BOUNDS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.2, help="per arm and round")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--rounds", type=command.integer, default=5)
+    parser.add_argument(
+        "--seconds", type=command.seconds, default=0.2, help="per arm and round"
+    )
     args = parser.parse_args()
     where = timing.environment(("jax", "numpy", "torch"))
     print(where)
@@ -251,8 +256,8 @@ def main() -> None:
     rows = [row for each in shapes(args) for row in measure(each, args, limits, where)]
     print(timing.table(rows, COLUMNS))
     print(totals(rows))
-    timing.write_json(args.json, rows)
+    command.write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

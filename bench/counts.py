@@ -93,6 +93,17 @@ def loss_flop(form: str, n: int, q: int) -> float:
     return LOSS_FLOP[form] * n * q * (q if form == "covariance" else n)
 
 
+def autodiff_work(side: int, inner: int, dtype: str) -> Work:
+    """Products of two views by autodiff of a matrix [side, side] from [side, inner].
+
+    One forward and two backward; the matrix is float32 forward and backward.
+    """
+    size = jnp.dtype(dtype).itemsize
+    forward = size * side * inner + 4 * side**2
+    backward = 2 * (size * side * inner + 4 * side**2 + 4 * side * inner)
+    return Work(2 * 6 * side**2 * inner, 2 * (forward + backward))
+
+
 def product_flop(equation: Any) -> float:
     """FLOP of a matrix product or a convolution."""
     left, right = (each.aval.shape for each in equation.invars)
@@ -160,6 +171,13 @@ def training_step(
     per_view = Work(cost.flop, cost.fused)
     total = per_view.times(n * num_views) + work(jax.grad(loss), [z] * num_views)
     return total + Work(0, WEIGHT_BYTES * cost.parameters)
+
+
+def peak_bytes(program: Any) -> int:
+    """What a compiled program holds at most, its arguments and results among it."""
+    plan = program.memory_analysis()
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes
+    return held + plan.temp_size_in_bytes - plan.alias_size_in_bytes
 
 
 def _sizes(jaxpr: core.Jaxpr) -> dict[str, float]:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import timing
+from bench import command, timing
 from sfrik_jax import config as configs
 from sfrik_jax import models, weights
 from sfrik_jax.jobs import linear
@@ -102,7 +102,7 @@ def arm(bench: Bench, heads: int) -> timing.Arm:
 
 def measure(args: argparse.Namespace, where: dict[str, Any]) -> list[timing.Record]:
     """One record for each number of heads."""
-    counts = sorted({1, *map(int, args.heads.split(","))})
+    counts = sorted({1, *args.heads})
     with tempfile.TemporaryDirectory() as folder:
         bench = open_job(Path(folder), args)
         arms = [arm(bench, count) for count in counts]
@@ -121,26 +121,34 @@ def measure(args: argparse.Namespace, where: dict[str, Any]) -> list[timing.Reco
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--backbone", default="resnet14", choices=models.BACKBONES)
-    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--width", type=command.integer, default=32)
     parser.add_argument("--stem", default="imagenet", choices=("imagenet", "small"))
-    parser.add_argument("--size", type=int, default=48, help="of a picture, in px")
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=128, help="pictures")
-    parser.add_argument("--heads", default="8", help="with commas, beside one head")
-    parser.add_argument("--dtype", default="float32", help="of the backbone")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per arm and round")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument(
+        "--size", type=command.integer, default=48, help="of a picture, in px"
+    )
+    parser.add_argument("--classes", type=command.integer, default=10)
+    parser.add_argument("--batch", type=command.integer, default=128, help="pictures")
+    parser.add_argument(
+        "--heads",
+        type=command.integers,
+        default="8",
+        help="with commas, beside one head",
+    )
+    parser.add_argument("--dtype", default="float32", choices=command.DTYPES)
+    parser.add_argument("--rounds", type=command.integer, default=7)
+    parser.add_argument(
+        "--seconds", type=command.seconds, default=2.0, help="per arm and round"
+    )
     args = parser.parse_args()
     where = timing.environment(("jax", "flax", "numpy"))
     print(where)
     rows = measure(args, where)
     print(f"{args.backbone} at {args.size} px, batch {args.batch}")
     print(timing.table(rows, COLUMNS))
-    timing.write_json(args.json, rows)
+    command.write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

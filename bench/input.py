@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import timing
+from bench import command, timing
 from bench.peers import Original, PillowCrops, Torchvision
 from sfrik_jax.data import photos
 from sfrik_jax.data.decode import Picture
@@ -221,11 +221,16 @@ COLUMNS: dict[str, timing.Column] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=128, help="JPEGs per round")
-    parser.add_argument("--rounds", type=int, default=7, help="after one of warm-up")
-    parser.add_argument("--workers", type=int, default=1, help="threads of our arms")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--pictures", type=command.integer, default=128, help="JPEGs per round"
+    )
+    parser.add_argument(
+        "--rounds", type=command.integer, default=7, help="after one of warm-up"
+    )
+    parser.add_argument(
+        "--workers", type=command.integer, default=1, help="threads of our arms"
+    )
     args = parser.parse_args()
     where = timing.environment(_LIBRARIES)
     print(where)
@@ -233,8 +238,8 @@ def main() -> None:
     size = rows[0]["jpeg_bytes"]
     print(f"{args.pictures} JPEGs, {size} bytes each; {args.rounds} rounds")
     print(timing.table(rows, COLUMNS))
-    timing.write_json(args.json, rows)
+    command.write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

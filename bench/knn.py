@@ -10,7 +10,6 @@ its CPU seconds, and the peak of memory above what the process held with its inp
 they alternate, after a round of warm-up.
 """
 
-import argparse
 import importlib.util
 import multiprocessing
 import resource
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import timing
+from bench import command, timing
 from sfrik_jax.evaluators import knn
 
 OURS, PLAIN, PEER, LIMIT = "ours", "plain", "scikit-learn", "sgemm"
@@ -161,13 +160,14 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=int, default=100_000)
-    parser.add_argument("--test", type=int, default=10_000)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--k", default="10,20,100,200", help="with commas")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser = command.parser(__doc__)
+    parser.add_argument("--train", type=command.integer, default=100_000)
+    parser.add_argument("--test", type=command.integer, default=10_000)
+    parser.add_argument("--dim", type=command.integer, default=512)
+    parser.add_argument(
+        "--k", type=command.integers, default="10,20,100,200", help="with commas"
+    )
+    parser.add_argument("--rounds", type=command.integer, default=3)
     args = parser.parse_args()
     names = [OURS, PLAIN, PEER, LIMIT]
     if importlib.util.find_spec("sklearn") is None:
@@ -175,13 +175,12 @@ def main() -> None:
         names.remove(PEER)
     where = timing.environment(("jax", "numpy", "scikit-learn"))
     print(where)
-    ks = tuple(map(int, args.k.split(",")))
-    problem = (args.train, args.test, args.dim, ks)
+    problem = (args.train, args.test, args.dim, tuple(args.k))
     rows = measure(problem, names, args.rounds, where)
     print(f"{args.test} x {args.train} x {args.dim}, {args.rounds} alternated rounds")
     print(timing.table(rows, COLUMNS))
-    timing.write_json(args.json, rows)
+    command.write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import counts, gradient_error, roofline, timing
+from bench import command, counts, gradient_error, roofline, timing
+from bench.timing import COMPILED, DENSE, OURS, TORCH
 from bench.torch_losses import SFRIK, VICREG, TorchLosses, TorchViews
 from sfrik_jax import covariance, losses, mmd_forms
 from sfrik_jax.kernels import TruncatedKernel
 
-OURS, DENSE, TORCH, COMPILED = "ours", "ours, dense autodiff", "torch", "torch.compile"
 OUR_VICREG, TORCH_VICREG = "ours, VICReg", "torch, VICReg"
 TORCH_GRAM = "torch, VICReg by Gram"
 # Relative errors of value and gradient between two arms. Both round: in bfloat16 each
@@ -102,9 +102,6 @@ def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> En
     views = [jnp.asarray(each, dtype) for each in z]
     step = jax.value_and_grad(lambda views: loss(views)[0])
     work, compiled = counts.work(step, views), jax.jit(step).lower(views).compile()
-    memory = compiled.memory_analysis()
-    parts = ("argument", "output", "temp")
-    held = memory and sum(getattr(memory, f"{p}_size_in_bytes") for p in parts)
     vicreg = name.startswith(OUR_VICREG)
     peers = (TORCH, COMPILED, TORCH_VICREG, DENSE)
     if vicreg:
@@ -124,7 +121,7 @@ def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> En
         ),
         answer,
         (TORCH_VICREG, OUR_VICREG) if vicreg else (TORCH, DENSE),
-        {"form": form} | ({"peak_bytes": held} if held else {}),
+        {"form": form, "peak_bytes": counts.peak_bytes(compiled)},
     )
 
 
@@ -139,7 +136,9 @@ def torch_entries(
         print(f"no arms of torch ({line}); see requirements-bench.txt")
         return []
     theirs, (_, n, q) = TorchLosses(views.torch, views.dtype, weights), z.shape
-    by_rows, by_columns = (autodiff_work(*shape, dtype) for shape in ((n, q), (q, n)))
+    by_rows, by_columns = (
+        counts.autodiff_work(*shape, dtype) for shape in ((n, q), (q, n))
+    )
     by_gram = partial(theirs.vicreg, gram=True)
     arms = {
         TORCH: (theirs.sfrik, by_rows, TORCH, "dense"),
@@ -149,7 +148,13 @@ def torch_entries(
     if compiled:
         fast = views.torch.compile(theirs.sfrik, dynamic=False)
         arms[COMPILED] = (fast, by_rows, TORCH, "dense")
-    return [_theirs(views, name, *arm) for name, arm in arms.items()]
+    entries = []
+    for name, arm in arms.items():
+        try:
+            entries.append(_theirs(views, name, *arm))
+        except RuntimeError as error:
+            timing.leave_out(name, error)
+    return entries
 
 
 def _theirs(
@@ -167,17 +172,6 @@ def _theirs(
     return Entry(arm, partial(views.answer, loss), (peer,), known)
 
 
-def autodiff_work(side: int, inner: int, dtype: str) -> counts.Work:
-    """Products of two views by autodiff of a matrix [side, side] from [side, inner].
-
-    One forward and two backward; the matrix is float32 forward and backward.
-    """
-    size = jnp.dtype(dtype).itemsize
-    forward = size * side * inner + 4 * side**2
-    backward = 2 * (size * side * inner + 4 * side**2 + 4 * side * inner)
-    return counts.Work(2 * 6 * side**2 * inner, 2 * (forward + backward))
-
-
 def agreements(entries: list[Entry], dtype: str) -> dict[str, dict[str, Any]]:
     """What is known of each arm, with its distance from its judge's answer.
 
@@ -186,7 +180,7 @@ def agreements(entries: list[Entry], dtype: str) -> dict[str, dict[str, Any]]:
     answers = {entry.arm.name: entry.answer() for entry in entries}
     extras = {}
     for entry in entries:
-        judge = next(name for name in entry.judge if name in answers)
+        judge = next((name for name in entry.judge if name in answers), entry.arm.name)
         if judge == entry.arm.name:
             extras[judge] = entry.known
             continue
@@ -221,42 +215,45 @@ def measure(q: int, args: argparse.Namespace, **context: Any) -> list[timing.Rec
 
 def arguments() -> argparse.Namespace:
     gpu = jax.default_backend() != "cpu"
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=2048 if gpu else 512)
+    parser = command.parser(__doc__)
+    parser.add_argument("--n", type=command.integer, default=2048 if gpu else 512)
     default = "1024,8192,32768" if gpu else "1024,2048,4096"
-    parser.add_argument("--q", default=default, help="dimensions, with commas")
+    parser.add_argument(
+        "--q", type=command.integers, default=default, help="dimensions, with commas"
+    )
     parser.add_argument(
         "--dtype", default="bfloat16" if gpu else "float32", choices=BOUNDS
     )
     parser.add_argument("--order", type=int, default=3, choices=(1, 2, 3), help="L")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="per arm and round")
+    parser.add_argument("--rounds", type=command.integer, default=7)
+    parser.add_argument(
+        "--seconds", type=command.seconds, default=0.3, help="per arm and round"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--short", action="store_true", help="rough limits, for a test")
     parser.add_argument(
         "--gradient-error", action="store_true", help="that table alone"
     )
-    parser.add_argument("--json", type=Path, help="where the figures go")
     return parser.parse_args()
 
 
 def main() -> None:
+    command.share_the_card()
     args, where = arguments(), timing.environment(_LIBRARIES)
-    dims = [int(q) for q in args.q.split(",")]
     print(where)
     if args.gradient_error:
-        rows = gradient_error.measure(args.n, dims, where)
+        rows = gradient_error.measure(args.n, args.q, where)
         print(timing.table(rows, gradient_error.COLUMNS))
-        return timing.write_json(args.json, rows)
+        return command.write_json(args.json, rows)
     limits = roofline.measure([args.dtype], short=args.short)
     rate, speed = limits.flop_per_second[args.dtype], limits.bytes_per_second
     print(f"measured: {rate / 1e12:.3f} TFLOP/s {args.dtype}, {speed / 1e9:.0f} GB/s")
     context = {"where": where, "limit": limits.of(args.dtype)}
-    rows = [row for q in dims for row in measure(q, args, **context)]
+    rows = [row for q in args.q for row in measure(q, args, **context)]
     print(f"n = {args.n}, {args.dtype}, medians of {args.rounds} alternated rounds")
     print(timing.table(rows, COLUMNS))
-    return timing.write_json(args.json, rows)
+    return command.write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bench import counts, roofline, timing, torch_step
 from bench import input as host
-from bench import loss, roofline, timing, torch_step
+from bench.timing import COMPILED, OURS, TORCH
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax import models, optim, train_state
+from sfrik_jax import optim, train_state
 from sfrik_jax.data import views
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.step import make_train_step
 from sfrik_jax.train_state import TrainState
 
-OURS, TORCH, COMPILED = loss.OURS, loss.TORCH, "torch.compile"
 SUFFIX = {"sfrik": "", "vicreg": ", VICReg"}
 _STEPS_PER_EPOCH = 100
 
@@ -32,14 +32,7 @@ class Ours:
         self.args, self.method = args, method
         self.mesh = mesh_lib.make_mesh()
         self.views = views.build(args.size, recipe="vicreg")
-        self.model = models.build(
-            backbone=args.backbone,
-            width=64,
-            stem=args.stem,
-            hidden_dims=(args.hidden, args.hidden),
-            embed_dim=args.q,
-            dtype=args.dtype,
-        )
+        self.model = roofline.step_model(args)
         self.schedule = optim.warmup_cosine(
             base_lr=1.2,
             batch_size=args.batch,
@@ -112,7 +105,7 @@ class Ours:
         state = self.fresh()
         program = _compiled(step.lower(state, batch), xla)
         self.programs[name] = program
-        self.peak_bytes[name] = _peak_bytes(program)
+        self.peak_bytes[name] = counts.peak_bytes(program)
         batches = itertools.repeat(batch) if batches is None else batches
 
         def run(count: int) -> None:
@@ -155,10 +148,13 @@ class Ours:
         )
 
     def fed(self, resample: str) -> tuple[timing.Arm, list[timing.Spent]]:
-        """Steps that wait for their pictures: alone, since workers read ahead."""
+        """Steps that wait for their pictures: alone, since workers read ahead.
+
+        As they took no turns with others they have no peers.
+        """
         name = f"{OURS}{SUFFIX[self.method]}, fed ({resample})"
         batches = self.loader(resample).iterate()
-        arm = self.arm(name, self.step(), self.crops(), batches)
+        arm = self.arm(name, self.step(), self.crops(), batches)._replace(peers=())
         arm.run(5)
         spent = timing.take_turns([arm], self.args.rounds, self.args.seconds)[name]
         batches.close()
@@ -180,10 +176,3 @@ def _compiled(lowered: Any, xla: str) -> Any:
         if not options:
             raise
         raise SystemExit(f"--xla={xla}: {str(error).splitlines()[0]}") from error
-
-
-def _peak_bytes(program: Any) -> int:
-    """What a compiled program holds at most, its arguments and results among it."""
-    plan = program.memory_analysis()
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes
-    return held + plan.temp_size_in_bytes - plan.alias_size_in_bytes

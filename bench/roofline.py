@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import counts, timing
+from bench import command, counts, timing
 from sfrik_jax import losses, models
 from sfrik_jax.settings import LOSS_DEFAULTS
 
@@ -71,8 +71,16 @@ def measure(dtypes: Sequence[str], *, short: bool = False) -> Limits:
     """
     gpu = jax.default_backend() != "cpu"
     side = 128 if short else 8192 if gpu else 2048
-    rates = {kind: timing.matmul_rate(jnp.dtype(kind), side) for kind in dtypes}
+    rates = {kind: matmul_rate(jnp.dtype(kind), side) for kind in dtypes}
     return Limits(rates, bandwidth(2**16 if short else 2**28 if gpu else 2**26))
+
+
+def matmul_rate(dtype: Any, side: int) -> float:
+    """FLOP/s of a square matrix product of random numbers: the limit of arithmetic."""
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=dtype))
+    arm = timing.of_jax("product", product, a, b)
+    return 2 * side**3 / timing.alternate([arm], 5, 0.1)["product"]
 
 
 def bandwidth(count: int) -> float:
@@ -115,12 +123,16 @@ def network_row(backbone: str, size: int, args: Any, limits: Limits) -> timing.R
     }
 
 
-def step_work(args: argparse.Namespace, method: str) -> counts.Work:
-    """The least work of a step of two views of a batch.
+def loss_work(args: argparse.Namespace, method: str) -> counts.Work:
+    """The work of our loss alone, forward and backward. Args: args: as `step_work`."""
+    z = jax.ShapeDtypeStruct((args.batch, args.q), jnp.dtype(args.dtype))
+    loss = partial(losses.METHODS[method], **LOSS_DEFAULTS[method])
+    return counts.work(jax.grad(lambda z: loss(z)[0]), [z] * 2)
 
-    Args: args: backbone, stem, size, batch, hidden, q, dtype.
-    """
-    model = models.build(
+
+def step_model(args: argparse.Namespace) -> models.SSLModel:
+    """Backbone and projector. Args: args: as `step_work`, without batch and size."""
+    return models.build(
         backbone=args.backbone,
         width=64,
         stem=args.stem,
@@ -128,6 +140,14 @@ def step_work(args: argparse.Namespace, method: str) -> counts.Work:
         embed_dim=args.q,
         dtype=args.dtype,
     )
+
+
+def step_work(args: argparse.Namespace, method: str) -> counts.Work:
+    """The least work of a step of two views of a batch.
+
+    Args: args: backbone, stem, size, batch, hidden, q, dtype.
+    """
+    model = step_model(args)
     shape = (args.batch, 2, args.size, args.size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.dtype(args.dtype))
     loss = partial(losses.METHODS[method], **LOSS_DEFAULTS[method])
@@ -166,19 +186,23 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = jax.default_backend() != "cpu"
     parser.add_argument("--backbone", default="resnet18", choices=models.BACKBONES)
     parser.add_argument("--stem", default="imagenet", choices=("imagenet", "small"))
-    parser.add_argument("--size", type=int, default=96, help="of a view, in px")
-    parser.add_argument("--batch", type=int, default=64, help="pictures")
-    parser.add_argument("--q", type=int, default=1024)
-    parser.add_argument("--hidden", type=int, default=1024, help="projector's widths")
-    parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
+    parser.add_argument(
+        "--size", type=command.integer, default=96, help="of a view, in px"
+    )
+    parser.add_argument("--batch", type=command.integer, default=64, help="pictures")
+    parser.add_argument("--q", type=command.integer, default=1024)
+    parser.add_argument(
+        "--hidden", type=command.integer, default=1024, help="projector's widths"
+    )
+    default = "bfloat16" if gpu else "float32"
+    parser.add_argument("--dtype", default=default, choices=command.DTYPES)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     add_step_arguments(parser)
     parser.add_argument("--method", default="sfrik", choices=("sfrik", "vicreg"))
     parser.add_argument("--short", action="store_true", help="small arrays, for a test")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
     named = {"--backbone", "--size", "--stem"} & {w.partition("=")[0] for w in sys.argv}
     where = timing.environment(("jax", "numpy"))
@@ -199,8 +223,8 @@ def main() -> None:
     print(timing.table(rows, COLUMNS))
     print("\n".join([*loss_lines(args, limits), step_line(args, limits)]))
     common = {"name": "roofline", "dtype": args.dtype, "limits": limits._asdict()}
-    timing.write_json(args.json, [row | common | where for row in rows])
+    command.write_json(args.json, [row | common | where for row in rows])
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import roofline, timing, torch_step, traces
-from bench.our_step import COMPILED, OURS, SUFFIX, TORCH, Ours
-from sfrik_jax.data.loader import WORKER_TYPES
+from bench import command, counts, roofline, timing, torch_step, traces
+from bench.our_step import SUFFIX, Ours
+from bench.timing import COMPILED, OURS, TORCH
+from sfrik_jax.commands.parsing import count
+from sfrik_jax.data.loader import RESAMPLES, WORKER_TYPES
 
 COLUMNS: dict[str, timing.Column] = {
     **timing.ARM,
@@ -32,18 +34,32 @@ COLUMNS: dict[str, timing.Column] = {
     **timing.SHARE,
     **timing.PEAK,
 }
-_LIBRARIES = ("jax", "flax", "optax", "grain", "pillow", "simplejpeg", "torch")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain", "pillow")
+_LIBRARIES += ("simplejpeg", "torch", "torchvision")
 _TRACED = 3  # steps
 _SHAPES = ("backbone", "stem", "size", "batch", "hidden", "q")
 
 
+def resamplings(text: str) -> list[str]:
+    """Those of --fed, from its words with commas."""
+    found = [word for word in text.split(",") if word]
+    for word in found:
+        if word not in RESAMPLES:
+            raise argparse.ArgumentTypeError(
+                f"{word!r} is none of {', '.join(RESAMPLES)}"
+            )
+    return found
+
+
 def open_peer(args: argparse.Namespace) -> torch_step.TorchStep | None:
-    """The peer; None, and a line that says so, where it is not installed."""
+    """The peer; None, and a line, where it is not installed or lacks the backbone."""
     try:
         return torch_step.TorchStep(args)
     except ImportError as reason:
         print(f"no arms of torch ({reason}); see requirements-bench.txt")
-        return None
+    except LookupError as reason:
+        print(f"no arms of torch: {reason}; name another --backbone")
+    return None
 
 
 def compare(
@@ -64,8 +80,11 @@ def compare(
 def peer_arms(
     peer: torch_step.TorchStep, args: argparse.Namespace, method: str
 ) -> list[timing.Arm]:
-    """The peer's arms; their work is counted as ours, as it reads."""
-    work = roofline.step_work(args, method)
+    """The peer's arms; of their work the loss alone differs from ours, by autodiff."""
+    sides = {"sfrik": (args.batch, args.q), "vicreg": (args.q, args.batch)}
+    loss = counts.autodiff_work(*sides[method], args.dtype)
+    less = roofline.loss_work(args, method).times(-1)
+    work = roofline.step_work(args, method) + loss + less
     names = {TORCH: False} | ({COMPILED: True} if args.compile else {})
     return [
         peer.arm(f"{name}{SUFFIX[method]}", method, compiled=compiled)._replace(
@@ -87,12 +106,14 @@ def measure(
     arms = ours.arms()
     if peer:
         theirs = peer_arms(peer, args, method)
-        extras |= {arm.name: peer.memory(arm) for arm in theirs}
     spent = timing.take_turns([*arms, *theirs], args.rounds, args.seconds)
+    if peer:
+        ran = [arm for arm in theirs if arm.name in spent]
+        extras |= {arm.name: peer.memory(arm) for arm in ran}
     if args.profile:
         program, folder = ours.programs[name], args.profile / method
         print(traces.keep(folder, program, lambda: arms[0].run(1), _TRACED))
-    for resample in filter(None, args.fed.split(",")):
+    for resample in args.fed:
         fed, of_fed = ours.fed(resample)
         arms.append(fed)
         spent[fed.name] = of_fed
@@ -114,7 +135,8 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    command.share_the_card()
+    parser = command.parser(__doc__)
     roofline.add_step_arguments(parser)
     parser.add_argument(
         "--method", default="sfrik", choices=("sfrik", "vicreg", "both")
@@ -122,14 +144,21 @@ def main() -> None:
     parser.add_argument("--float-views", action="store_true", help="an arm from those")
     help = "an arm with XLA's options: FLAG=VALUE;FLAG=VALUE; more than once for more"
     parser.add_argument("--xla", action="append", default=[], help=help)
-    parser.add_argument("--fed", default="", help="exact, fast or both with a comma")
-    parser.add_argument("--workers", type=int, default=0, help="of --fed; 0: all cores")
+    parser.add_argument(
+        "--fed", type=resamplings, default="", help="exact, fast or both with a comma"
+    )
+    parser.add_argument(
+        "--workers", type=count, default=0, help="of --fed; 0: all cores"
+    )
     parser.add_argument("--worker-type", default="auto", choices=WORKER_TYPES)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per arm and round")
+    parser.add_argument("--rounds", type=command.integer, default=5)
+    parser.add_argument(
+        "--seconds", type=command.seconds, default=2.0, help="per arm and round"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
-    parser.add_argument("--profile", type=Path, help="folder for a trace and a picture")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument(
+        "--profile", type=command.folder, help="folder for a trace and a picture"
+    )
     args = parser.parse_args()
     where = timing.environment(_LIBRARIES)
     print(where)
@@ -137,8 +166,8 @@ def main() -> None:
     methods = ("sfrik", "vicreg") if args.method == "both" else (args.method,)
     rows = [row for each in methods for row in measure(args, each, limits, where)]
     print(timing.table(rows, COLUMNS))
-    timing.write_json(args.json, rows)
+    command.write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -22,7 +22,6 @@ A key is absent where nobody measured or counted it.
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -33,9 +32,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 ROOT = Path(__file__).parents[1]
+# Names of arms that more than one bench has.
+OURS, DENSE, TORCH, COMPILED = "ours", "ours, dense autodiff", "torch", "torch.compile"
 Record = dict[str, Any]
 # A key of a record, or what makes a value of one, and the value's format.
 Column = str | tuple[Callable[[Record], Any], str]
@@ -72,17 +72,31 @@ def take_turns(
       seconds: each arm is called as often in a round as fills about so long, told from
         a first timing; the calls before it compile and warm up. With 0 it is called
         once to warm up and once in each round.
+
+    An arm that finds no memory to warm up is left out, with a line.
     """
     counts = {}
     for arm in arms:
-        arm.run(2 if seconds else 1)
-        once = _spent(arm, 2).wall if seconds else 1.0
+        try:
+            arm.run(2 if seconds else 1)
+            once = _spent(arm, 2).wall if seconds else 1.0
+        except RuntimeError as error:
+            leave_out(arm.name, error)
+            continue
         counts[arm.name] = max(1, round(seconds / once))
-    spent: dict[str, list[Spent]] = {arm.name: [] for arm in arms}
+    fit = [arm for arm in arms if arm.name in counts]
+    spent: dict[str, list[Spent]] = {arm.name: [] for arm in fit}
     for _ in range(rounds):
-        for arm in arms:
+        for arm in fit:
             spent[arm.name].append(_spent(arm, counts[arm.name]))
     return spent
+
+
+def leave_out(name: str, error: RuntimeError) -> None:
+    """A line where an arm finds no memory. Raises: the error, where it is another."""
+    if "out of memory" not in str(error).lower():
+        raise error
+    print(f"no arm {name}: {str(error).partition(chr(10))[0]}")
 
 
 def _spent(arm: Arm, count: int) -> Spent:
@@ -132,7 +146,7 @@ def records(
     limit: Callable[[Arm], float | None] | None = None,
     extras: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Record]:
-    """One record for each arm.
+    """One record for each arm that ran.
 
     Args:
       name: of the bench.
@@ -143,31 +157,16 @@ def records(
       extras: more keys of the record of an arm, by its name.
     """
     medians = {
-        key: {
-            arm: statistics.median(getattr(s, key) for s in spent[arm]) for arm in spent
-        }
-        for key in Spent._fields
+        name: statistics.median(getattr(each, clock) for each in of_arm)
+        for name, of_arm in spent.items()
     }
-    of_clock = medians[clock]
     rows = []
-    for arm in arms:
-        median, ran = of_clock[arm.name], [p for p in arm.peers if p in spent]
-        each = [getattr(one, clock) for one in spent[arm.name]]
-        row: Record = {
-            "name": name,
-            "arm": arm.name,
-            "dtype": dtype,
-            "shapes": dict(shapes),
-            "median_seconds": median,
-            "clock": clock,
-            "rounds": len(each),
-            "round_seconds": each,
-            "spread": _spread(each),
-            "median_wall_seconds": medians["wall"][arm.name],
-            "median_cpu_seconds": medians["cpu"][arm.name],
-        }
+    for arm in (arm for arm in arms if arm.name in spent):
+        median, ran = medians[arm.name], [p for p in arm.peers if p in spent]
+        row: Record = {"name": name, "arm": arm.name, "dtype": dtype}
+        row |= {"shapes": dict(shapes), **_seconds(spent[arm.name], clock)}
         if ran:
-            ratios = {peer: of_clock[peer] / median for peer in ran}
+            ratios = {peer: medians[peer] / median for peer in ran}
             row |= {"peer": ran[0], "ratio_to_peer": ratios[ran[0]], "ratios": ratios}
         row |= {key: value for key in ("flop", "bytes") if (value := getattr(arm, key))}
         least = limit(arm) if limit else None
@@ -177,20 +176,27 @@ def records(
     return rows
 
 
+def _seconds(spent: Sequence[Spent], clock: str) -> Record:
+    """The medians by both clocks, and the rounds by the clock of the bench."""
+    wall, cpu = map(statistics.median, zip(*spent, strict=True))
+    each = [getattr(one, clock) for one in spent]
+    return {
+        "median_seconds": {"wall": wall, "cpu": cpu}[clock],
+        "clock": clock,
+        "rounds": len(each),
+        "round_seconds": each,
+        "spread": _spread(each),
+        "median_wall_seconds": wall,
+        "median_cpu_seconds": cpu,
+    }
+
+
 def _spread(values: Sequence[float]) -> float:
     """The distance of the quartiles over the median; 0 of a single value."""
     if len(values) < 2:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return (high - low) / middle
-
-
-def matmul_rate(dtype: Any, side: int) -> float:
-    """FLOP/s of a square matrix product of random numbers: the limit of arithmetic."""
-    a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=dtype))
-    arm = of_jax("product", product, a, b)
-    return 2 * side**3 / alternate([arm], 5, 0.1)["product"]
 
 
 def environment(libraries: Sequence[str]) -> dict[str, Any]:
@@ -289,9 +295,3 @@ def _cells(row: Record, columns: Mapping[str, Column]) -> Iterable[str]:
         else:
             value, form = column[0](row), column[1]
         yield "–" if value is None else format(value, form)
-
-
-def write_json(path: Path | None, rows: Sequence[Record]) -> None:
-    """Writes the rows where a path is given."""
-    if path:
-        path.write_text(json.dumps(list(rows), indent=1, default=str) + "\n")

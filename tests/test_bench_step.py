@@ -1,13 +1,14 @@
 """Ours and the peer are compared by the peer's names; a trace says what took time."""
 
 import math
+from argparse import Namespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import our_step, torch_step, traces
+from bench import counts, our_step, roofline, step, timing, torch_step, traces
 from sfrik_jax import models
 
 
@@ -61,13 +62,42 @@ def test_errors_are_relative_to_the_peers():
 
 @pytest.mark.parametrize("dtype", torch_step.BOUNDS)
 def test_the_bench_ends_where_they_disagree(dtype):
-    loss, norm, gradient = torch_step.BOUNDS[dtype]
-    near = {"loss": loss, "gradient norm": norm, "gradient of 7.weight": gradient}
+    bounds = torch_step.BOUNDS[dtype]
+    names = ("loss", "gradient norm", "gradient", "gradient of 7.weight")
+    near = dict(zip(names, bounds, strict=True))
     torch_step.check(near, dtype)
     for name, bound in near.items():
         for far in (1.01 * bound, math.nan):
             with pytest.raises(SystemExit, match=f"disagree in {dtype}: {name} "):
                 torch_step.check(near | {name: far}, dtype)
+
+
+def test_the_peers_work_is_counted_with_its_own_derivative(monkeypatch):
+    class Peer:
+        def arm(self, name, method, *, compiled):
+            return timing.Arm(name, print)
+
+    def no_steps(args, method):
+        return counts.Work(0, 0) + roofline.loss_work(args, method)
+
+    monkeypatch.setattr(roofline, "step_work", no_steps)
+    n, q = 16, 48
+    args = Namespace(batch=n, q=q, dtype="float32", compile=True)
+    for method, flop in {"sfrik": 12 * n * n * q, "vicreg": 12 * n * q * q}.items():
+        arms = step.peer_arms(Peer(), args, method)
+        assert [arm.flop for arm in arms] == [flop, flop]
+
+
+def test_a_backbone_that_the_peer_lacks_is_said_with_its_remedy(monkeypatch, capsys):
+    def lack(args):
+        raise LookupError("torchvision has no resnet14")
+
+    monkeypatch.setattr(torch_step, "TorchStep", lack)
+    assert step.open_peer(Namespace()) is None
+    out = capsys.readouterr().out
+    assert out == (
+        "no arms of torch: torchvision has no resnet14; name another --backbone\n"
+    )
 
 
 def test_views_of_the_comparison_are_pictures_with_noise():
@@ -87,7 +117,7 @@ def test_a_flag_that_xla_does_not_take_is_named():
     lowered = jax.jit(product).lower(jnp.ones((4, 4)))
     fast = our_step._compiled(lowered, "xla_cpu_enable_fast_min_max=true")
     assert fast(jnp.ones((4, 4)))[0, 0] == 4
-    assert our_step._peak_bytes(fast) >= 2 * 4 * 16
+    assert counts.peak_bytes(fast) >= 2 * 4 * 16
     with pytest.raises(SystemExit, match=r"^--xla=no_such_flag=true: .*no_such_flag"):
         our_step._compiled(lowered, "no_such_flag=true")
 

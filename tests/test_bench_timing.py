@@ -40,6 +40,28 @@ def test_an_arm_is_called_as_often_as_fills_the_seconds(monkeypatch):
     assert spent["quarter"] == [Spent(0.25, 0.5)] * 3
 
 
+def test_an_arm_without_memory_is_left_out_with_a_line(capsys):
+    def full(count):
+        raise RuntimeError("CUDA out of memory. Tried to allocate\nmore")
+
+    arms = [Arm("ours", silent, peers=("torch",)), Arm("torch", full)]
+    spent = timing.take_turns(arms, rounds=2)
+    assert spent.keys() == {"ours"}
+    assert capsys.readouterr().out == (
+        "no arm torch: CUDA out of memory. Tried to allocate\n"
+    )
+    (row,) = timing.records(
+        "step", arms, spent, dtype="float32", shapes={}, where=WHERE
+    )
+    assert (row["arm"], "peer" in row) == ("ours", False)
+
+    def broken(count):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        timing.take_turns([Arm("torch", broken)], rounds=1)
+
+
 def rows(clock):
     arms = [
         Arm("ours", silent, flop=8e9, bytes=4e6, peers=("missing", "torch")),

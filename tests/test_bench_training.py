@@ -99,6 +99,7 @@ def test_step_is_timed_alone_and_fed_from_jpegs(tmp_path):
         assert f"| {row['arm']} |" in out
     assert all(arms[name]["peak_bytes"] > 0 for name in ours)
     assert "ours" in arms["ours, from float views"]["ratios"]
+    assert "ratios" not in arms["ours, fed (fast)"], "it took no turns with others"
     assert (tmp_path / "sfrik" / "operations.png").is_file()
     # With the peer goes its agreement, without it a line.
     assert ("agreement" in arms["ours"]) != ("no arms of torch" in out)
