@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import convolutions
+from bench import convolutions, roofline
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def test_an_arm_that_disagrees_ends_the_bench(monkeypatch):
     monkeypatch.setattr(convolutions, "disagreement", lambda found, want: 1.0)
     args = Namespace(dtype="float32", rounds=1, seconds=0)
     with pytest.raises(SystemExit, match="ours and xla differ by 1"):
-        convolutions.measure(shape, args, Namespace(), {})
+        convolutions.measure(shape, args, roofline.Limits({}, 1.0), {})
 
 
 def test_all_arms_of_a_small_network_are_timed(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,8 @@ def test_errors_are_relative_to_the_peers():
 @pytest.mark.parametrize("dtype", torch_step.BOUNDS)
 def test_the_bench_ends_where_they_disagree(dtype):
     bounds = torch_step.BOUNDS[dtype]
-    names = ("loss", "gradient norm", "gradient", "gradient of 7.weight")
-    near = dict(zip(names, bounds, strict=True))
+    names = ["loss", "gradient norm", "gradient", "gradient of 7.weight"]
+    near: dict[str, float] = dict(zip(names, bounds, strict=True))
     torch_step.check(near, dtype)
     for name, bound in near.items():
         for far in (1.01 * bound, math.nan):
@@ -81,10 +82,11 @@ def test_the_peers_work_is_counted_with_its_own_derivative(monkeypatch):
         return counts.Work(0, 0) + roofline.loss_work(args, method)
 
     monkeypatch.setattr(roofline, "step_work", no_steps)
+    peer: Any = Peer()
     n, q = 16, 48
     args = Namespace(batch=n, q=q, dtype="float32", compile=True)
     for method, flop in {"sfrik": 12 * n * n * q, "vicreg": 12 * n * q * q}.items():
-        arms = step.peer_arms(Peer(), args, method)
+        arms = step.peer_arms(peer, args, method)
         assert [arm.flop for arm in arms] == [flop, flop]
 
 
