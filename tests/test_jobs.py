@@ -171,7 +171,10 @@ def test_a_file_of_weights_has_a_directory_of_its_own(
     words = words_of("knn", Path("mine.safetensors"), data_dir)
     assert main(words) == 0
     record = json.loads(Path("runs/mine/eval/knn.json").read_text())
-    known = json.loads((run_dir / "eval" / "knn.json").read_text())
+    stored = run_dir / "eval" / "knn.json"
+    if not stored.exists():  # another process took the test that writes it
+        assert main(words_of("knn", run_dir, data_dir)) == 0
+    known = json.loads(stored.read_text())
     assert record["weights"]["sha256"] == known["weights"]["sha256"]
     assert record["figures"] == known["figures"]
 

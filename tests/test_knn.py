@@ -249,7 +249,7 @@ def check_bench(out, rows):
     assert found["plain"]["same_neighbours"] > 0.99
     for name, row in found.items():
         assert row["median_seconds"] > 0
-        assert row["extra_megabytes"] >= 0
+        assert row["extra_bytes"] >= 0
         assert f"| {name} |" in out
     # The peer is compared with where it is installed, and missed aloud where not.
     assert ("scikit-learn" in found) != ("no arm of scikit-learn" in out)
