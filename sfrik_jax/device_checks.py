@@ -18,8 +18,41 @@ def device_problems(at: Mapping[str, Any], num_devices: int) -> Iterator[str]:
             f"{num_devices} devices; use at most {num_devices}, or mesh.data=-1"
         )
     else:
-        yield from _batch_problem(
-            at["data.batch_size"], num_devices // model if data == -1 else data
+        data = num_devices // model if data == -1 else data
+        batch = list(_batch_problem(at["data.batch_size"], data))
+        yield from batch
+        if not batch and at["job"] == "pretrain":
+            yield from _parts_problems(at, data)
+            yield from _projector_problem(at, {"data": data, "model": model})
+
+
+def _parts_problems(at: Mapping[str, Any], data: int) -> Iterator[str]:
+    batch, micro = at["data.batch_size"], at["step.micro_batches"]
+    if batch % (data * micro):
+        yield (
+            f"step.micro_batches={micro} does not divide the {batch // data} images of "
+            f"each of {data} devices; use {_listed(_divisors(batch // data))}"
+        )
+    parts = at["step.deterministic_reduce"]
+    if parts and (batch % parts or parts % data):
+        fit = [n for n in _divisors(batch) if n % data == 0]
+        yield (
+            f"step.deterministic_reduce={parts} must divide data.batch_size={batch} "
+            f"and be a multiple of the {data} devices; use {_listed(fit)}"
+        )
+
+
+def _projector_problem(
+    at: Mapping[str, Any], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    axis = at["mesh.projector"]
+    parts = sizes.get(axis, 1)
+    widths = (*at["model.hidden_dims"], at["model.embed_dim"])
+    if any(width % parts for width in widths):
+        yield (
+            f"mesh.projector={axis!r} splits columns over {parts} devices, which does "
+            f"not divide model.hidden_dims and model.embed_dim ({_listed(list(widths))}"
+            "); use mesh.projector=replicated or other widths"
         )
 
 

@@ -132,7 +132,21 @@ DEFAULTS: dict[str, Any] = {
         "epochs": 100,
         "warmup_epochs": 10.0,
     },
-    "mesh": {"data": -1, "model": 1},  # devices per axis; -1 = all that are left
+    "mesh": {
+        "data": -1,  # devices along the batch; -1 = all that are left
+        "model": 1,  # devices along wide layers
+        "projector": "replicated",  # or its columns split over "data" or "model"
+    },
+    "step": {
+        "remat": "none",  # what is computed again: less memory, more arithmetic
+        "micro_batches": 1,  # passes over parts of a batch; the loss is the whole's
+        "reduce_dtype": "float32",  # in which the devices' gradients are added up
+        "deterministic_reduce": 0,  # parts of the batch in a fixed order; 0 = not fixed
+    },
+    "processes": {
+        "join_seconds": 300,  # how long the first waits for the others
+        "heartbeat_seconds": 30,  # after which a silent process counts as dead
+    },
     "checkpoint": {
         "every_steps": 500,
         "keep": 3,
@@ -191,6 +205,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "model.stem": ("imagenet", "small"),
     "model.dtype": ("bfloat16", "float32", "float64"),
+    "mesh.projector": ("replicated", "data", "model"),
+    "step.remat": ("none", "convolutions", "blocks"),
+    "step.reduce_dtype": ("float32", "bfloat16"),
     "loss.method": tuple(LOSS_DEFAULTS),
     "optim.name": ("lars", "adamw", "sgd"),
 }
@@ -209,6 +226,8 @@ RESUME_FREE = (
     "eval.",
     "checkpoint.",
     "mesh.",
+    "step.remat",
+    "processes.",
     "weights",
     "data.workers",
     "data.worker_type",

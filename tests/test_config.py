@@ -318,6 +318,22 @@ def test_a_batch_is_at_most_the_data_set():
         (["data.batch_size=9", "mesh.data=2"], 8, "over on 2 devices"),
         (["mesh.model=3"], 8, "does not divide the 8 devices; use 1, 2, 4 or 8"),
         (["mesh.data=4", "mesh.model=4"], 8, "is more than the 8 devices"),
+        (
+            ["data.batch_size=48", "step.micro_batches=4"],
+            8,
+            "does not divide the 6 images of each of 8 devices; use 1, 2, 3 or 6",
+        ),
+        (
+            ["data.batch_size=48", "step.deterministic_reduce=12"],
+            8,
+            "must divide data.batch_size=48 and be a multiple of the 8 devices; "
+            "use 8, 16, 24 or 48",
+        ),
+        (
+            ["mesh.projector=data", "model.embed_dim=100"],
+            8,
+            "splits columns over 8 devices, which does not divide",
+        ),
     ],
 )
 def test_the_devices_must_share_the_batch_evenly(overrides, devices, words):
