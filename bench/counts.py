@@ -18,6 +18,8 @@ from sfrik_jax.models.layers import portable
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 POOL = "reduce_window_max"
+# Of functions with a derivative of their own, ReLU alone takes one array.
+OWN_DERIVATIVE = ("custom_jvp_call", "custom_vjp_call")
 # Arithmetic of one loss of two views, forward and backward, over n² q; `covariance` is
 # over n q². By autodiff, as in `dense`, one product forward and two backward for each
 # view; rows and covariance have derivatives of their own, of one.
@@ -192,7 +194,7 @@ def _sizes(jaxpr: core.Jaxpr) -> dict[str, float]:
         elif name == POOL:
             sizes["pool"] += times * _bytes(equation.invars[0])
             sizes["pooled"] += out
-        elif name == "custom_jvp_call":  # nothing else here has a derivative of its own
+        elif name in OWN_DERIVATIVE and len(equation.invars) == 1:
             sizes["relu"] += out
         elif name == "add" and _is_residual(equation):
             sizes["sums"] += out

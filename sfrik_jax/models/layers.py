@@ -12,9 +12,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from sfrik_jax.models import cpu_convolutions as cpu
 
+# Names of results that rematerialisation can keep (`resnet.ResNet.remat`).
+SAVED = CONVOLUTION, POOLING = ("convolution", "pooling")
 DILATIONS = ("lhs_dilation", "rhs_dilation")
 _portable = ContextVar("portable", default=False)
 
@@ -52,11 +55,11 @@ def convolution(
         and {settings.get(name) for name in DILATIONS} <= {None, (1, 1)}
         and settings.get("feature_group_count", 1) == 1
     )
-    if not (alone and plain):
-        return jax.lax.conv_general_dilated(
-            x, kernel, window_strides, padding, **settings
-        )
-    return convolution_on_cpu(x, kernel, stride)
+    if alone and plain:
+        y = convolution_on_cpu(x, kernel, stride)
+    else:
+        y = jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **settings)
+    return checkpoint_name(y, CONVOLUTION)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -146,9 +149,8 @@ convolution_on_cpu.defvjp(_forward_and_keep, _backward)
 
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 max pooling, stride 2, padding 1. x: [n, H, W, C]."""
-    if _on_cpu():
-        return max_pool_of_slices(x)
-    return max_pool_of_windows(x)
+    pool = max_pool_of_slices if _on_cpu() else max_pool_of_windows
+    return checkpoint_name(pool(x), POOLING)
 
 
 def max_pool_of_windows(x: jax.Array) -> jax.Array:

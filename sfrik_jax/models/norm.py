@@ -1,9 +1,21 @@
-"""Batch normalisation with the original's arithmetic."""
+"""Batch normalisation with the original's arithmetic, and ReLU.
+
+Both have derivatives of their own that keep nothing beyond what the next convolution
+keeps: autodiff stores float32 copies of bfloat16 maps and a mask for each ReLU, for
+ResNet-50 at 224 px 149 MB a view in place of 42.
+"""
+
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+
+# The name under which rematerialisation keeps the statistics.
+STATISTICS = "statistics"
 
 
 class BatchNorm(nn.Module):
@@ -47,9 +59,12 @@ class BatchNorm(nn.Module):
         )
         if not train:
             mean, var = running_mean.value[None], running_var.value[None]
-            return self._normalize(x, mean, var, scale, bias)
+            y = _normalized(x, mean, var, scale, bias, self.eps)
+            return y.astype(self.dtype)
 
-        mean, var, count = _statistics(x, views)
+        how = _How(views, self.eps, jnp.dtype(self.dtype))
+        y, mean, var = _in_training(x, scale, bias, how)
+        count = _count(x, how)
         if not self.is_initializing():
             if count < 2:
                 raise ValueError(
@@ -61,27 +76,102 @@ class BatchNorm(nn.Module):
                 unbiased = var[v] * (count / (count - 1))
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean[v]
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        return self._normalize(x, mean, var, scale, bias)
+        return y
 
-    def _normalize(self, x, mean, var, scale, bias):
-        """mean, var: [V, C]; one multiplication and one addition per value."""
-        factor = scale[None] * jax.lax.rsqrt(var + self.eps)
-        shift = bias[None] - mean * factor
-        grouped = _by_view(x, mean.shape[0])
-        spread = (1, mean.shape[0]) + (1,) * (grouped.ndim - 3) + (-1,)
-        y = grouped * factor.reshape(spread) + shift.reshape(spread)
-        return y.reshape(x.shape).astype(self.dtype)
+
+class _How(NamedTuple):
+    views: int
+    eps: float
+    dtype: jnp.dtype  # of the result
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _in_training(x, scale, bias, how: _How):
+    """The normalised x, and mean and biased variance of each view [V, C].
+
+    No derivative flows through the statistics that are returned.
+    """
+    return _forward(x, scale, bias, how)[0]
+
+
+def _forward(x, scale, bias, how):
+    mean, var = (checkpoint_name(s, STATISTICS) for s in _statistics(x, how))
+    y = _normalized(x, mean, var, scale, bias, how.eps).astype(how.dtype)
+    return (y, mean, var), (x, scale, mean, var)
+
+
+def _backward(how, kept, bars):
+    """With u = (x - mean) / sqrt(var + eps), g the cotangent, means and sums by view:
+
+    x: scale / sqrt(var + eps) * (g - mean(g) - u mean(g u)),
+    scale: sum(g u),   bias: sum(g)
+    """
+    x, scale, mean, var = kept
+    bar = _by_view(bars[0], how.views).astype(mean.dtype)
+    inverse = jax.lax.rsqrt(var + how.eps)
+    unit = _by_view(x, how.views).astype(mean.dtype)
+    unit = (unit - _spread(mean, unit)) * _spread(inverse, unit)
+    axes = _summed(unit)
+    sums = jnp.sum(bar, axis=axes), jnp.sum(bar * unit, axis=axes)
+    means = [_spread(s / _count(x, how), unit) for s in sums]
+    factor = _spread(scale[None] * inverse, unit)
+    x_bar = factor * (bar - means[0] - unit * means[1])
+    bias_bar, scale_bar = (jnp.sum(s, axis=0).astype(scale.dtype) for s in sums)
+    return x_bar.reshape(x.shape).astype(x.dtype), scale_bar, bias_bar
+
+
+_in_training.defvjp(_forward, _backward)
+
+
+def _normalized(x, mean, var, scale, bias, eps):
+    """mean, var: [V, C]; one multiplication and one addition per value."""
+    factor = scale[None] * jax.lax.rsqrt(var + eps)
+    shift = bias[None] - mean * factor
+    grouped = _by_view(x, mean.shape[0])
+    y = grouped * _spread(factor, grouped) + _spread(shift, grouped)
+    return y.reshape(x.shape)
+
+
+def _statistics(x, how):
+    """Mean and biased variance of each view [V, C]."""
+    grouped = _by_view(x, how.views)
+    grouped = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = _summed(grouped)
+    mean = jnp.mean(grouped, axis=axes)
+    # E[x²] - E[x]² reads x once; rounding can make it just negative.
+    return mean, jnp.maximum(jnp.mean(grouped**2, axis=axes) - mean**2, 0)
+
+
+def _count(x: jax.Array, how: _How) -> int:
+    """The values per channel of a view."""
+    return x.size // (how.views * x.shape[-1])
 
 
 def _by_view(x: jax.Array, views: int) -> jax.Array:
+    """[B * V, …, C] to [B, V, …, C]."""
     return x.reshape(x.shape[0] // views, views, *x.shape[1:])
 
 
-def _statistics(x: jax.Array, views: int) -> tuple[jax.Array, jax.Array, int]:
-    """Mean and biased variance of each view [V, C], and the values per channel."""
-    x = _by_view(x, views).astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = (0, *range(2, x.ndim - 1))
-    mean = jnp.mean(x, axis=axes)
-    # E[x²] - E[x]² reads x once; rounding can make it just negative.
-    var = jnp.maximum(jnp.mean(x * x, axis=axes) - mean * mean, 0)
-    return mean, var, x.size // (views * x.shape[-1])
+def _summed(grouped: jax.Array) -> tuple[int, ...]:
+    """All axes but those of views and channels."""
+    return 0, *range(2, grouped.ndim - 1)
+
+
+def _spread(per_view: jax.Array, grouped: jax.Array) -> jax.Array:
+    """[V, C] to go with [B, V, …, C]."""
+    views, channels = per_view.shape
+    return per_view.reshape(1, views, *(1,) * (grouped.ndim - 3), channels)
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), with derivative 0 at 0. Keeps its result, which a product keeps."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_and_keep(x):
+    y = jnp.maximum(x, 0)
+    return y, y
+
+
+relu.defvjp(_relu_and_keep, lambda y, bar: (jnp.where(y > 0, bar, 0),))

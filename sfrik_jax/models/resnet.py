@@ -12,8 +12,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from sfrik_jax.models.layers import convolution, max_pool
-from sfrik_jax.models.norm import BatchNorm
+from sfrik_jax.models.layers import SAVED, convolution, max_pool
+from sfrik_jax.models.norm import STATISTICS, BatchNorm, relu
+
+# What the backward pass finds stored, and what it computes again. Each unit's input
+# is stored; within it, with "convolutions", also what convolutions and the pooling
+# give, so that only batch norm and ReLU run twice. Stored statistics spare a second
+# sum over the devices.
+REMAT = ("none", "convolutions", "blocks")
+_STORED = {"convolutions": (*SAVED, STATISTICS), "blocks": (STATISTICS,)}
 
 # Normal with variance 2 / (kh kw out), PyTorch's kaiming_normal_(mode="fan_out").
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -50,11 +57,11 @@ class Block(nn.Module):
             norm = self.norm(zero_scale=last, name=f"bn{i}")
             y = norm(y, train=train, views=views)
             if not last:
-                y = nn.relu(y)
+                y = relu(y)
         if s != 1 or x.shape[-1] != out:
             x = self.conv(out, 1, s, name="downsample_conv")(x)
             x = self.norm(name="downsample_bn")(x, train=train, views=views)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -68,6 +75,9 @@ class ResNet(nn.Module):
       stem: "imagenet" (7x7 stride 2, max pooling) or "small" (3x3 stride 1, no
         pooling; for images up to 64 px).
       dtype: of the arithmetic. Parameters are float32, or float64 with float64.
+      remat: what the backward pass computes again: "none"; "convolutions", all but what
+        convolutions and the pooling give, by stage; "blocks", all but the blocks'
+        inputs. Values, gradients and statistics are the same.
     """
 
     stage_sizes: Sequence[int]
@@ -76,6 +86,7 @@ class ResNet(nn.Module):
     widen: int = 1
     stem: str = "imagenet"
     dtype: DTypeLike = jnp.float32
+    remat: str = "none"
 
     @property
     def features(self) -> int:
@@ -101,25 +112,47 @@ class ResNet(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": param_dtype}
         conv = partial(_conv, **dtypes)
         norm = partial(BatchNorm, **dtypes)
-        width = self.width * self.widen
-        x = images.astype(self.dtype)
-        small = self.stem == "small"
-        x = conv(width, 3 if small else 7, 1 if small else 2, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x, train=train, views=views))
-        if not small:
-            x = max_pool(x)
-        for stage, blocks in enumerate(self.stage_sizes):
-            for index in range(blocks):
-                block = Block(
-                    width=width * 2**stage,
+
+        def stem(module: ResNet, x: jax.Array) -> jax.Array:
+            small = module.stem == "small"
+            size, stride = (3, 1) if small else (7, 2)
+            x = conv(module.width * module.widen, size, stride, name="conv1")(x)
+            x = relu(norm(name="bn1")(x, train=train, views=views))
+            return x if small else max_pool(x)
+
+        def blocks(numbers: Sequence[tuple[int, int]], module: ResNet, x: jax.Array):
+            for stage, index in numbers:
+                x = Block(
+                    width=module.width * module.widen * 2**stage,
                     stride=2 if stage and not index else 1,
-                    bottleneck=self.bottleneck,
+                    bottleneck=module.bottleneck,
                     conv=conv,
                     norm=norm,
                     name=f"layer{stage + 1}_{index}",
-                )
-                x = block(x, train=train, views=views)
+                )(x, train=train, views=views)
+            return x
+
+        x = images.astype(self.dtype)
+        for unit in (stem, *(partial(blocks, numbers) for numbers in self._units())):
+            x = self._stored(unit)(self, x)
         return jnp.mean(x, axis=(1, 2), dtype=param_dtype)
+
+    def _units(self) -> list[list[tuple[int, int]]]:
+        """Stage and index of the blocks of which the backward pass makes one unit."""
+        stages = [
+            [(stage, index) for index in range(count)]
+            for stage, count in enumerate(self.stage_sizes)
+        ]
+        if self.remat == "blocks":
+            return [[block] for stage in stages for block in stage]
+        return stages
+
+    def _stored(self, unit: Callable) -> Callable:
+        """The part of the network, so that its backward pass finds `_STORED` alone."""
+        if self.remat == "none":
+            return unit
+        policy = jax.checkpoint_policies.save_only_these_names(*_STORED[self.remat])
+        return nn.remat(unit, policy=policy)
 
 
 def _conv(features: int, size: int, stride: int, *, name: str, **dtypes) -> nn.Conv:
