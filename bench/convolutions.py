@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
-from bench import command, counts, roofline, timing
+from bench import command, roofline, timing
 from bench.timing import OURS, TORCH
 from sfrik_jax import models
 from sfrik_jax.models import layers
+from sfrik_jax.planning import arithmetic, programs
 
 XLA = "xla"
 COLUMNS: dict[str, timing.Column] = {
@@ -81,7 +82,7 @@ def shapes(args: argparse.Namespace) -> list[Shape]:
             kernel=equation.invars[1].aval.shape[0],
             stride=equation.params["window_strides"][0],
         )
-        for equation, _ in counts.equations(program.jaxpr)
+        for equation, *_ in programs.equations(program.jaxpr)
         if equation.primitive.name == "conv_general_dilated"
     )
     return [shape._replace(times=times) for shape, times in found.items()]
@@ -187,7 +188,7 @@ def measure(
         OURS: of_jax(layers.convolution, shape),
         XLA: of_jax(jax.lax.conv_general_dilated, shape),
     }
-    work = counts.work(programs[XLA], *ours)
+    work = arithmetic.work(programs[XLA], *ours)
     others = {OURS: (TORCH, XLA), XLA: (TORCH,)}
     arms = [
         timing.of_jax(name, program, *ours, **work._asdict(), peers=others[name])

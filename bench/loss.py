@@ -29,6 +29,7 @@ from bench.timing import COMPILED, DENSE, OURS, TORCH
 from bench.torch_losses import SFRIK, VICREG, TorchLosses, TorchViews
 from sfrik_jax import covariance, losses, mmd_forms
 from sfrik_jax.kernels import TruncatedKernel
+from sfrik_jax.planning import arithmetic, memory
 
 OUR_VICREG, TORCH_VICREG = "ours, VICReg", "torch, VICReg"
 TORCH_GRAM = "torch, VICReg by Gram"
@@ -101,7 +102,7 @@ def our_entries(z: np.ndarray, dtype: str, weights: tuple) -> list[Entry]:
 def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> Entry:
     views = [jnp.asarray(each, dtype) for each in z]
     step = jax.value_and_grad(lambda views: loss(views)[0])
-    work, compiled = counts.work(step, views), jax.jit(step).lower(views).compile()
+    work, compiled = arithmetic.work(step, views), jax.jit(step).lower(views).compile()
     vicreg = name.startswith(OUR_VICREG)
     peers = (TORCH, COMPILED, TORCH_VICREG, DENSE)
     if vicreg:
@@ -121,7 +122,7 @@ def _ours(z: np.ndarray, dtype: str, name: str, form: str, loss: Callable) -> En
         ),
         answer,
         (TORCH_VICREG, OUR_VICREG) if vicreg else (TORCH, DENSE),
-        {"form": form, "peak_bytes": counts.peak_bytes(compiled)},
+        {"form": form, "peak_bytes": memory.of_compiled(compiled)},
     )
 
 
@@ -161,7 +162,7 @@ def _theirs(
     views: TorchViews,
     name: str,
     loss: Callable,
-    work: counts.Work,
+    work: arithmetic.Work,
     peer: str,
     form: str,
 ) -> Entry:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench import counts, roofline, timing, torch_step
 from bench import input as host
+from bench import roofline, timing, torch_step
 from bench.timing import COMPILED, OURS, TORCH
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax import optim, train_state
 from sfrik_jax.data import views
 from sfrik_jax.data.loader import TrainLoader
+from sfrik_jax.planning import memory
 from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.step import make_train_step
 from sfrik_jax.train_state import TrainState
@@ -105,7 +106,7 @@ class Ours:
         state = self.fresh()
         program = _compiled(step.lower(state, batch), xla)
         self.programs[name] = program
-        self.peak_bytes[name] = counts.peak_bytes(program)
+        self.peak_bytes[name] = memory.of_compiled(program)
         batches = itertools.repeat(batch) if batches is None else batches
 
         def run(count: int) -> None:

@@ -23,19 +23,10 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 from bench import command, counts, timing
 from sfrik_jax import losses, models
+from sfrik_jax.planning import arithmetic, hardware
 from sfrik_jax.settings import LOSS_DEFAULTS
 
 NETWORKS = (("resnet50", 224), ("resnet18", 224), ("resnet18", 96), ("resnet18", 64))
-# Dense bfloat16 FLOP/s and bytes/s of the makers' data sheets, by JAX's device kind.
-DATA_SHEETS = {
-    "NVIDIA H200": (989e12, 4.8e12),
-    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
-    "NVIDIA H100 PCIe": (756e12, 2.0e12),
-    "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12),
-    "NVIDIA A100-SXM4-40GB": (312e12, 1.555e12),
-    "TPU v4": (275e12, 1.228e12),
-    "TPU v5 lite": (197e12, 0.819e12),
-}
 COLUMNS: dict[str, timing.Column] = {
     "net @ px": "",
     "M parameters": (lambda row: row["parameters"] / 1e6, ".1f"),
@@ -107,7 +98,7 @@ def network_row(backbone: str, size: int, args: Any, limits: Limits) -> timing.R
     """What a view costs in a backbone, and the views/s that the limits allow."""
     model = models.BACKBONES[backbone](stem=args.stem, dtype=jnp.dtype(args.dtype))
     pixels = jax.ShapeDtypeStruct((2, size, size, 3), model.dtype)
-    cost = counts.network(model, pixels, views=2)
+    cost = arithmetic.network(model, pixels, views=2)
     small = ", small stem" * (args.stem == "small")
     seconds = partial(limits.seconds, cost.flop, dtype=args.dtype)
     return {
@@ -123,11 +114,11 @@ def network_row(backbone: str, size: int, args: Any, limits: Limits) -> timing.R
     }
 
 
-def loss_work(args: argparse.Namespace, method: str) -> counts.Work:
+def loss_work(args: argparse.Namespace, method: str) -> arithmetic.Work:
     """The work of our loss alone, forward and backward. Args: args: as `step_work`."""
     z = jax.ShapeDtypeStruct((args.batch, args.q), jnp.dtype(args.dtype))
     loss = partial(losses.METHODS[method], **LOSS_DEFAULTS[method])
-    return counts.work(jax.grad(lambda z: loss(z)[0]), [z] * 2)
+    return arithmetic.work(jax.grad(lambda z: loss(z)[0]), [z] * 2)
 
 
 def step_model(args: argparse.Namespace) -> models.SSLModel:
@@ -142,7 +133,7 @@ def step_model(args: argparse.Namespace) -> models.SSLModel:
     )
 
 
-def step_work(args: argparse.Namespace, method: str) -> counts.Work:
+def step_work(args: argparse.Namespace, method: str) -> arithmetic.Work:
     """The least work of a step of two views of a batch.
 
     Args: args: backbone, stem, size, batch, hidden, q, dtype.
@@ -151,7 +142,7 @@ def step_work(args: argparse.Namespace, method: str) -> counts.Work:
     shape = (args.batch, 2, args.size, args.size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.dtype(args.dtype))
     loss = partial(losses.METHODS[method], **LOSS_DEFAULTS[method])
-    return counts.training_step(model, images, lambda z: loss(z)[0])
+    return arithmetic.training_step(model, images, lambda z: loss(z)[0])
 
 
 def step_line(args: argparse.Namespace, limits: Limits) -> str:
@@ -211,11 +202,11 @@ def main() -> None:
     for dtype, rate in limits.flop_per_second.items():
         print(f"matrix product, {dtype}: {rate / 1e12:.3f} TFLOP/s measured")
     print(f"memory: {limits.bytes_per_second / 1e9:.1f} GB/s measured")
-    sheet = DATA_SHEETS.get(where["device"])
+    sheet = hardware.of_kind(where["device"])
     if sheet:
         print(
-            f"data sheet, not measured: {sheet[0] / 1e12:.0f} TFLOP/s bfloat16, "
-            f"{sheet[1] / 1e9:.0f} GB/s"
+            f"data sheet, not measured: {sheet.flop / 1e12:.0f} TFLOP/s bfloat16, "
+            f"{sheet.traffic / 1e9:.0f} GB/s"
         )
     nets = [(args.backbone, args.size)] if named else NETWORKS
     rows = [network_row(*net, args, limits) for net in nets]

@@ -16,6 +16,7 @@ from bench import counts, roofline
 from bench.timing import Arm
 from sfrik_jax import losses, models
 from sfrik_jax.models.projector import Projector
+from sfrik_jax.planning import arithmetic
 from sfrik_jax.settings import LOSS_DEFAULTS
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def test_a_view_costs_what_it_does_by_hand(
 ):
     model = models.BACKBONES[name](dtype=HALF)
     pixels = jax.ShapeDtypeStruct((2, size, size, 3), HALF)
-    cost = counts.network(model, pixels, views=2)
+    cost = arithmetic.network(model, pixels, views=2)
     assert cost.parameters == pytest.approx(parameters * 1e6, rel=0.005)
     assert cost.flop == pytest.approx(flop * 1e9, rel=0.003)
     assert cost.activations == pytest.approx(activations * 1e6, rel=0.007)
@@ -51,7 +52,7 @@ def test_a_view_costs_what_it_does_by_hand(
 def test_the_projector_costs_what_it_does_by_hand(q, flop, millions):
     model = Projector((8192, 8192), q, dtype=HALF)
     h = jax.ShapeDtypeStruct((2, 2048), jnp.float32)
-    cost = counts.network(model, h, views=2, inner=True)
+    cost = arithmetic.network(model, h, views=2, inner=True)
     assert cost.flop == pytest.approx(flop * 1e9, rel=0.005)
     assert cost.parameters == pytest.approx(millions * 1e6, rel=0.002)
 
@@ -61,7 +62,7 @@ def test_the_loss_has_the_arithmetic_of_its_form(method):
     n, q = 64, 96
     z = [jax.ShapeDtypeStruct((n, q), jnp.float32)] * 2
     loss = partial(losses.METHODS[method], **LOSS_DEFAULTS[method])
-    found = counts.work(jax.grad(lambda z: loss(z)[0]), z)
+    found = arithmetic.work(jax.grad(lambda z: loss(z)[0]), z)
     want = counts.loss_flop({"sfrik": "rows", "vicreg": "covariance"}[method], n, q)
     # Beside the Gram products ours has one with the mean vector, 4 n q.
     assert want <= found.flop <= want + 4 * n * q
@@ -77,11 +78,11 @@ def test_forms_of_the_loss_at_the_papers_shape():
 
 def test_each_operand_and_result_of_a_product_is_moved_once():
     a = jax.ShapeDtypeStruct((8, 3), jnp.float32)
-    assert counts.work(lambda a: a @ a.T, a).flop == 2 * 8 * 3 * 8
+    assert arithmetic.work(lambda a: a @ a.T, a).flop == 2 * 8 * 3 * 8
     # The transpose is an array of its own; a contraction with itself is not.
-    assert counts.work(lambda a: a @ a.T, a).bytes == 4 * (8 * 3 + 3 * 8 + 8 * 8)
+    assert arithmetic.work(lambda a: a @ a.T, a).bytes == 4 * (8 * 3 + 3 * 8 + 8 * 8)
     itself = partial(jnp.einsum, "ij,kj->ik")
-    assert counts.work(lambda a: itself(a, a), a).bytes == 4 * (8 * 3 + 8 * 8)
+    assert arithmetic.work(lambda a: itself(a, a), a).bytes == 4 * (8 * 3 + 8 * 8)
 
 
 def test_a_loop_counts_as_often_as_it_runs():
@@ -89,7 +90,7 @@ def test_a_loop_counts_as_often_as_it_runs():
         return jax.lax.scan(lambda c, row: (c + row @ row, None), 0.0, rows)[0]
 
     rows = jax.ShapeDtypeStruct((5, 7), jnp.float32)
-    assert counts.work(total, rows).flop == 5 * 2 * 7
+    assert arithmetic.work(total, rows).flop == 5 * 2 * 7
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -103,13 +104,13 @@ def test_gradients_of_a_convolution_cost_what_it_costs(stride):
             x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    forward = counts.work(convolve, x, kernel).flop
+    forward = arithmetic.work(convolve, x, kernel).flop
     assert forward == 2 * 2 * (8 // stride) ** 2 * 5 * 3 * 3 * 3
 
     def value(x, kernel):
         return jnp.sum(convolve(x, kernel) ** 2)
 
-    both = counts.work(jax.grad(value, argnums=(0, 1)), x, kernel).flop
+    both = arithmetic.work(jax.grad(value, argnums=(0, 1)), x, kernel).flop
     assert both == 3 * forward
 
 
@@ -123,9 +124,9 @@ def test_a_step_is_its_views_its_loss_and_its_weights():
         dtype="float32",
     )
     images = jax.ShapeDtypeStruct((4, 2, 16, 16, 3), jnp.float32)
-    found = counts.training_step(model, images, lambda z: jnp.sum(z[0] @ z[1].T))
-    views = counts.network(model, images, views=8)
-    loss = counts.work(
+    found = arithmetic.training_step(model, images, lambda z: jnp.sum(z[0] @ z[1].T))
+    views = arithmetic.network(model, images, views=8)
+    loss = arithmetic.work(
         jax.grad(lambda z: jnp.sum(z[0] @ z[1].T)), [jnp.zeros((4, 16))] * 2
     )
     assert loss.flop > 0

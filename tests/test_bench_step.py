@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import counts, our_step, roofline, step, timing, torch_step, traces
+from bench import our_step, roofline, step, timing, torch_step, traces
 from sfrik_jax import models
+from sfrik_jax.planning import arithmetic, memory
 
 
 def test_our_parameters_get_the_peers_names_and_layouts():
@@ -79,7 +80,7 @@ def test_the_peers_work_is_counted_with_its_own_derivative(monkeypatch):
             return timing.Arm(name, print)
 
     def no_steps(args, method):
-        return counts.Work(0, 0) + roofline.loss_work(args, method)
+        return arithmetic.Work(0, 0) + roofline.loss_work(args, method)
 
     monkeypatch.setattr(roofline, "step_work", no_steps)
     peer: Any = Peer()
@@ -119,7 +120,7 @@ def test_a_flag_that_xla_does_not_take_is_named():
     lowered = jax.jit(product).lower(jnp.ones((4, 4)))
     fast = our_step._compiled(lowered, "xla_cpu_enable_fast_min_max=true")
     assert fast(jnp.ones((4, 4)))[0, 0] == 4
-    assert counts.peak_bytes(fast) >= 2 * 4 * 16
+    assert memory.of_compiled(fast) >= 2 * 4 * 16
     with pytest.raises(SystemExit, match=r"^--xla=no_such_flag=true: .*no_such_flag"):
         our_step._compiled(lowered, "no_such_flag=true")
 
