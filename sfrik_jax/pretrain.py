@@ -57,6 +57,7 @@ class Job(NamedTuple):
     loader: TrainLoader
     plan: configs.Schedule
     model: models.SSLModel
+    state: TrainState  # shapes, dtypes and shardings
     random_state: Callable[[], TrainState]
     step: Step
 
@@ -77,9 +78,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
         evaluation = Evaluation(
             config, job.mesh, job.model.backbone, job.views[0], job.source, bad
         )
-        abstract = mesh_lib.abstract(job.random_state, job.mesh)
         with _checkpoints(job, run.path) as checkpoints:
-            state = checkpoints.restore(abstract) or _first_state(job)
+            state = checkpoints.restore(job.state) or _first_state(job)
             done = int(state.step)
             stop.check(f"before step {done + 1}")
             evaluated = run.read_json("summary.json").get("protocol")
@@ -120,10 +120,17 @@ def build(config: ConfigDict) -> Job:
     model = models.build(**config.model)
     schedule, optimizer = _optimizer(config, plan.steps_per_epoch)
     loss_settings = dict(config.loss)
+    columns = None if config.mesh.projector == "replicated" else config.mesh.projector
+
+    def create() -> TrainState:
+        return train_state.create(config.seed, model, optimizer, data.image_size)
+
+    state = mesh_lib.abstract(create, mesh, columns)
     step = make_train_step(
         model,
         optimizer,
         mesh,
+        state,
         views=views,
         schedule=schedule,
         method=loss_settings.pop("method"),
@@ -131,13 +138,15 @@ def build(config: ConfigDict) -> Job:
         seed=config.seed,
         log_every=config.log.every_steps,
         last_step=plan.total_steps,
+        columns=columns,
+        reduce_dtype=config.step.reduce_dtype,
     )
-
     random_state = jax.jit(
-        lambda: train_state.create(config.seed, model, optimizer, data.image_size),
-        out_shardings=mesh_lib.replicated(mesh),
+        create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state)
     )
-    return Job(config, mesh, source, views, loader, plan, model, random_state, step)
+    return Job(
+        config, mesh, source, views, loader, plan, model, state, random_state, step
+    )
 
 
 def plan_of(job: Job, evaluation: Evaluation) -> loop.Plan:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from sfrik_jax.collectives import add_over, axis_size
+
 
 class BatchNorm(nn.Module):
     """Batch norm over the last axis, with statistics of each view in one pass.
@@ -24,6 +26,7 @@ class BatchNorm(nn.Module):
       dtype: of the output.
       param_dtype: of scale, bias and the running statistics.
       zero_scale: start with scale 0, so that a residual block starts as identity.
+      axis: inside `jax.shard_map`, the mesh axis over which the rows are split.
     """
 
     momentum: float = 0.9
@@ -31,6 +34,7 @@ class BatchNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     zero_scale: bool = False
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
@@ -49,7 +53,7 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value[None], running_var.value[None]
             return self._normalize(x, mean, var, scale, bias)
 
-        mean, var, count = _statistics(x, views)
+        mean, var, count = _statistics(x, views, self.axis)
         if not self.is_initializing():
             if count < 2:
                 raise ValueError(
@@ -77,11 +81,14 @@ def _by_view(x: jax.Array, views: int) -> jax.Array:
     return x.reshape(x.shape[0] // views, views, *x.shape[1:])
 
 
-def _statistics(x: jax.Array, views: int) -> tuple[jax.Array, jax.Array, int]:
+def _statistics(
+    x: jax.Array, views: int, axis: str | None
+) -> tuple[jax.Array, jax.Array, int]:
     """Mean and biased variance of each view [V, C], and the values per channel."""
     x = _by_view(x, views).astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = (0, *range(2, x.ndim - 1))
-    mean = jnp.mean(x, axis=axes)
+    dims, devices = (0, *range(2, x.ndim - 1)), axis_size(axis)
     # E[x²] - E[x]² reads x once; rounding can make it just negative.
-    var = jnp.maximum(jnp.mean(x * x, axis=axes) - mean * mean, 0)
-    return mean, var, x.size // (views * x.shape[-1])
+    sums = add_over(axis, (jnp.mean(x, axis=dims), jnp.mean(x * x, axis=dims)))
+    mean, square = (each / devices for each in sums)
+    var = jnp.maximum(square - mean * mean, 0)
+    return mean, var, x.size // (views * x.shape[-1]) * devices
