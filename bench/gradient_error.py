@@ -78,7 +78,7 @@ def our_gradients(views: list[jax.Array]) -> dict[str, list[jax.Array]]:
 
     def mmd(wide, views):
         unit = [losses.normalize(x) for x in wide]
-        return value_and_moments(unit, views, WEIGHTS, None)[0]
+        return value_and_moments(unit, views, WEIGHTS)[0]
 
     def loss(views, alignment_coeff=SFRIK["alignment_coeff"]):
         settings = SFRIK | {"weights": WEIGHTS, "alignment_coeff": alignment_coeff}

@@ -44,12 +44,12 @@ class Ours:
         self.peak_bytes: dict[str, int] = {}
         self.programs: dict[str, Any] = {}
 
+    def create(self) -> TrainState:
+        return train_state.create(0, self.model, self.optimizer, self.args.size)
+
     def fresh(self) -> TrainState:
-        create = jax.jit(
-            lambda: train_state.create(0, self.model, self.optimizer, self.args.size),
-            out_shardings=mesh_lib.replicated(self.mesh),
-        )
-        return create()
+        whole = mesh_lib.replicated(self.mesh)
+        return jax.jit(self.create, out_shardings=whole)()
 
     def crops(self) -> dict[str, Any]:
         """A batch of noise, uint8, on the device."""
@@ -73,6 +73,7 @@ class Ours:
             self.model,
             self.optimizer,
             self.mesh,
+            mesh_lib.abstract(self.create, self.mesh),
             views=self.views,
             schedule=self.schedule,
             method=self.method,

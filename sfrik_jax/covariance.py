@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sfrik_jax.mesh import DATA
+from sfrik_jax.collectives import DATA
 from sfrik_jax.mmd_forms import check, gram, product
 
 GRAM, COVARIANCE = "gram", "covariance"

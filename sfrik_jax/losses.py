@@ -13,6 +13,7 @@ n: images in the global batch; q: embedding dimension; V: views; t: cosine.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import chex
 import jax
@@ -20,9 +21,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from sfrik_jax.collectives import (
+    DATA,
+    WHOLE,
+    Split,
+    add_over,
+    axis_size,
+    embeddings_split,
+)
 from sfrik_jax.covariance import constrain, off_diagonal_squares
 from sfrik_jax.kernels import weighted_sum
-from sfrik_jax.mesh import DATA
 from sfrik_jax.mmd import value_and_moments
 from sfrik_jax.mmd_forms import inverse_length, product, wide
 
@@ -30,15 +38,17 @@ Views = Sequence[jax.Array]
 Terms = dict[str, jax.Array]
 
 
-def normalize(z: jax.Array) -> jax.Array:
+def normalize(z: jax.Array, columns: str | None = None) -> jax.Array:
     """Rows z / ‖z‖ in float32 or wider; rows shorter than 1e-12 become 0. z: [..., q].
 
-    A zero row has derivative 0, where z / max(‖z‖, 1e-12) would have 1e12.
+    A zero row has derivative 0, where z / max(‖z‖, 1e-12) would have 1e12. Inside
+    `jax.shard_map` the columns may be split over the mesh axis `columns`: one sum of
+    the rows' squares, and in the derivative one of their products.
     """
     # Widened once: two cotangents that are rounded to bfloat16, each with a radial part
     # that their sum has not, gave 0.46 % of error in place of 0.17.
     z = z.astype(wide(z.dtype))
-    return z * inverse_length(z)
+    return z * inverse_length(z, columns)
 
 
 def sfrik(
@@ -50,6 +60,7 @@ def sfrik(
     anchors: Sequence[int] | None = None,
     regularize_all: bool = True,
     mesh: Mesh | None = None,
+    columns: str | None = None,
     form: str | None = None,
 ) -> tuple[jax.Array, Terms]:
     """Alignment plus the truncated-kernel MMD to the uniform law on the sphere.
@@ -72,6 +83,9 @@ def sfrik(
       mesh: shard over its `data` axis: one all-gather for all views, and the
         gradient needs none. (Up to L = 2 the form "feature" adds up second moments
         instead: all-reduces alone.)
+      columns: the mesh axis over which the columns of the views are split. Partial
+        products of rows are then added up, n² numbers a view, and rows are gathered
+        over `data` only where the columns are split over another axis.
       form: of the sums over pairs, one of `mmd_forms.FORMS`; None chooses by shape.
 
     Returns:
@@ -80,18 +94,38 @@ def sfrik(
       for uniform embeddings), and `mmd_<l>_offdiagonal` of each order, unweighted.
     """
     _check(views, minimum=2)
-    unit = [normalize(z) for z in views]
-    anchors = range(len(unit)) if anchors is None else anchors
-    align = _alignment(unit, anchors)
+    anchors = range(len(views)) if anchors is None else anchors
+    local = partial(
+        _sfrik,
+        weights=tuple(weights),
+        coefficients=(alignment_coeff, mmd_coeff),
+        anchors=tuple(anchors),
+        regularize_all=regularize_all,
+        form=form,
+    )
+    if mesh is None:
+        return local(list(views), split=WHOLE)
+    split = embeddings_split(columns)
+    island = partial(local, split=split)
+    return jax.shard_map(island, mesh=mesh, in_specs=split.spec, out_specs=P())(
+        list(views)
+    )
+
+
+def _sfrik(views, *, weights, coefficients, anchors, regularize_all, split, form):
+    """`sfrik` of this device's part of the views."""
+    unit = [normalize(z, split.columns) for z in views]
+    n = len(views[0]) * axis_size(split.rows)
+    align = _alignment(unit, anchors, split)
     chosen = range(len(unit)) if regularize_all else anchors
     unit, raw = [[each[i] for i in chosen] for each in (unit, views)]
-    value, moments = value_and_moments(unit, raw, tuple(weights), mesh, form=form)
-    n = views[0].shape[0]
+    value, moments = value_and_moments(unit, raw, weights, split=split, form=form)
     offdiagonal = (n * moments - 1) / (n - 1)
     terms = {"alignment": align, "mmd": value}
     terms["mmd_offdiagonal"] = weighted_sum(weights, list(offdiagonal))
     for order, moment in enumerate(offdiagonal, 1):
         terms[f"mmd_{order}_offdiagonal"] = moment
+    alignment_coeff, mmd_coeff = coefficients
     return alignment_coeff * align + mmd_coeff * value, terms
 
 
@@ -120,7 +154,19 @@ def mmd(
     """
     z = jnp.asarray(z)
     chex.assert_rank(z, 2)
-    return value_and_moments([z], [z], tuple(weights), mesh)[0]
+
+    def local(z, weights, split):
+        return value_and_moments([z], [z], weights, split=split)[0]
+
+    if mesh is None:
+        return local(z, tuple(weights), WHOLE)
+    split = embeddings_split(None)
+    return jax.shard_map(
+        partial(local, split=split),
+        mesh=mesh,
+        in_specs=(split.spec, P()),
+        out_specs=P(),
+    )(z, tuple(weights))
 
 
 def simclr(
@@ -216,15 +262,19 @@ def vicreg(
 METHODS = {"sfrik": sfrik, "simclr": simclr, "auh": auh, "vicreg": vicreg}
 
 
-def _alignment(unit: Views, anchors: Sequence[int]) -> jax.Array:
-    pairs = [
+def _alignment(unit: Views, anchors: Sequence[int], split: Split) -> jax.Array:
+    squares = [
         jnp.mean((unit[a] - unit[o]) ** 2)
         for a in anchors
         for o in range(len(unit))
         if o != a
     ]
-    # Each anchor has the same number of others, so one mean is the mean of means.
-    return sum(pairs[1:], pairs[0]) / len(pairs)
+    # Each anchor has the same number of others, so one mean is the mean of means; and
+    # each device has the same number of entries.
+    mean = sum(squares[1:], squares[0]) / len(squares)
+    for axis in split:
+        mean = add_over(axis, mean) / axis_size(axis)
+    return mean
 
 
 def _rows_and_all(z, mesh, dtype):

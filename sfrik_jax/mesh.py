@@ -1,7 +1,8 @@
-"""The device mesh, and how host arrays get onto it.
+"""The device mesh, how host arrays get onto it, and how a state is split over it.
 
-Axis `data` splits the batch, axis `model` splits wide layers. One process sees its
-own devices; the arrays of a step are global.
+Axis `data` splits the batch. The columns of the projector's layers can be split over
+`model`, or over `data` as well. One process sees its own devices; the arrays of a step
+are global.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sfrik_jax.collectives import DATA, MODEL
 from sfrik_jax.errors import ConfigError
 
-DATA = "data"
-MODEL = "model"
+# What `specs` splits; everything else is whole on each device.
+SPLIT = "projector"
 
 
 def make_mesh(
@@ -77,15 +79,36 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
-def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
-    """Shapes and dtypes of what `make` returns, whole on each device of the mesh.
+def specs(tree: Any, columns: str | None) -> Any:
+    """Of each leaf of a state, or of a part of it, how it is split.
 
-    For restoring a checkpoint: nothing is computed.
+    The last axis of what lies under the key "projector" is split over the mesh axis
+    `columns`, optimiser state and statistics included; all else is whole.
     """
-    whole = replicated(mesh)
+
+    def of_leaf(path: tuple, leaf: Any) -> P:
+        split = columns and any(getattr(key, "key", None) == SPLIT for key in path)
+        return P(*(None,) * (leaf.ndim - 1), columns) if split and leaf.ndim else P()
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def shardings(tree: Any, mesh: Mesh, columns: str | None = None) -> Any:
+    """`specs` on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, columns))
+
+
+def abstract(make: Callable[[], Any], mesh: Mesh, columns: str | None = None) -> Any:
+    """Shapes, dtypes and shardings of what `make` returns; nothing is computed.
+
+    Args:
+      columns: see `specs`; None for all of it whole on each device of the mesh.
+    """
+    shapes = jax.eval_shape(make)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        jax.eval_shape(make),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh, columns),
     )
 
 

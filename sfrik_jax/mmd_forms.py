@@ -4,7 +4,11 @@
 the second moments of pairs of dimensions. Both take the rows x as they are: the unit
 rows z = x / ‖x‖ are never written, and bfloat16 rows enter the products unrounded.
 
-n: all rows; b: the rows of this device; q: dimension; L: truncation order.
+Rows and columns of x may be split over mesh axes (`mesh.Split`); all sums over devices
+are written out here.
+
+n: all rows; b: the rows of this device; q: dimension; k: the columns of this device;
+L: truncation order.
 """
 
 from collections.abc import Sequence
@@ -14,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sfrik_jax.collectives import add_over, axis_size, varying
 from sfrik_jax.kernels import TruncatedKernel, legendre_list
 
 ROWS, CHUNKED, FEATURE = FORMS = ("rows", "chunked", "feature")
@@ -32,9 +37,9 @@ class Sums(NamedTuple):
 
     Attributes:
       orders: sum_ij P_l(q; t_ij) for l = 1 … L. [L].
-      total: sum_j z_j over all rows. [q].
+      total: sum_j z_j over all rows. [k].
       slopes: sum_{j != i} psi'(t_ij) z_j + c_i z_i of this device's rows i. psi has the
-        orders l >= 2, and c_i is any number. [b, q]; None where no gradient is asked
+        orders l >= 2, and c_i is any number. [b, k]; None where no gradient is asked
         for or L = 1.
     """
 
@@ -46,7 +51,7 @@ class Sums(NamedTuple):
 def choose(
     n: int, q: int, order: int, devices: int, itemsize: int, backend: str
 ) -> str:
-    """The form for n rows of dimension q and order L, split over so many devices.
+    """The form for n rows of dimension q and order L, rows split over so many devices.
 
     Measured on two cores of an AMD EPYC (jax 0.10.2, float32, two views, forward and
     backward, ms; chunks of 512 rows):
@@ -70,6 +75,11 @@ def choose(
     fewer_bytes = devices == 1 or 8 * q <= itemsize * n
     if order == 1 or (order == 2 and q < n and fewer_bytes):
         return FEATURE
+    return by_memory(n, devices, backend)
+
+
+def by_memory(n: int, devices: int, backend: str) -> str:
+    """Of the two forms by pairs the one whose Gram fits."""
     large = LARGE_GRAM.get(backend, LARGE_GRAM_ELSEWHERE)
     return CHUNKED if 4 * n * n // devices >= large else ROWS
 
@@ -86,43 +96,48 @@ def by_pairs(
     first_row: jax.Array | int,
     weights: tuple,
     *,
+    columns: str | None,
     chunk: int | None,
     gradient: bool,
 ) -> Sums:
-    """From the cosines of this device's rows x [b, q] with all rows x_all [n, q].
+    """From the cosines of this device's rows x [b, k] with all rows x_all [n, k].
 
-    The orders are this device's part: the devices' add up to the whole.
+    The orders are those of this device's rows. Of split columns the products of rows
+    are partial, and are added up over their axis: b n numbers.
 
     Args:
       first_row: where x begins in x_all.
+      columns: the mesh axis over which the columns are split.
       chunk: rows of the Gram at a time, so that [chunk, n] is all of it that lives;
         None for all b.
     """
-    inverse = inverse_length(x_all)
+    inverse = inverse_length(x_all, columns)
     total = _total(x_all, inverse)
-    first_order = jnp.sum(total**2)[None] * (len(x) / len(x_all))
+    first_order = add_over(columns, jnp.sum(total**2))[None] * (len(x) / len(x_all))
     if len(weights) == 1:
         return Sums(first_order, total, None)
-    some = partial(_of_some, x, x_all, inverse, first_row, weights, gradient)
+    some = partial(_of_some, x, x_all, inverse, first_row, weights, columns, gradient)
     higher, slopes = _in_chunks(some, len(x), chunk or len(x))
     return Sums(jnp.concatenate([first_order, higher]), total, slopes)
 
 
-def _of_some(x, x_all, inverse, first_row, weights, gradient, start, size):
+def _of_some(x, x_all, inverse, first_row, weights, columns, gradient, start, size):
     """The orders l >= 2 and the slopes of `size` of the rows x, from `start` on."""
     rows = jax.lax.dynamic_slice_in_dim(x, start, size)
     own = jax.lax.dynamic_slice_in_dim(inverse, first_row + start, size)
     whole = size == len(x_all)
     products = gram(x_all) if whole else product("bq,nq->bn", rows, x_all)
+    products = add_over(columns, products)
+    q = x.shape[1] * axis_size(columns)
     indices = first_row + start + jnp.arange(size)[:, None]
     diagonal = jnp.arange(len(x_all))[None] == indices
     t = products * own * inverse.T
-    polys = legendre_list(t, order=len(weights), dim=x.shape[1])[2:]
+    polys = legendre_list(t, order=len(weights), dim=q)[2:]
     # P_l(1) = 1 on the diagonal: exactly the number of rows.
     sums = [jnp.sum(jnp.where(diagonal, 0, p)) + size for p in polys]
     if not gradient:
         return jnp.stack(sums), None
-    slope = TruncatedKernel(weights).derivative(t, x.shape[1], first=2)
+    slope = TruncatedKernel(weights).derivative(t, q, first=2)
     slope = jnp.where(diagonal, 0, slope) * inverse.T
     return jnp.stack(sums), product("bn,nq->bq", slope.astype(x.dtype), x_all)
 
@@ -145,7 +160,7 @@ def _in_chunks(some, rows, chunk):
 
 
 def by_features(
-    x: jax.Array, n: int, weights: Sequence, *, axis: str | None, gradient: bool
+    x: jax.Array, n: int, weights: Sequence, *, rows: str | None, gradient: bool
 ) -> Sums:
     """From the second moments M = ZᵀZ [q, q], for L <= 2.
 
@@ -155,7 +170,7 @@ def by_features(
     rounded or squared: in the slopes it is radial, and ‖M - n/q I‖² = ‖M‖² - n²/q.
 
     Args:
-      axis: the mesh axis over which the rows are split. M and the sum of the rows are
+      rows: the mesh axis over which the rows are split. M and the sum of the rows are
         added up over it, so that the orders are those of all n rows.
     """
     if len(weights) > 2:
@@ -163,12 +178,11 @@ def by_features(
     q, inverse = x.shape[1], inverse_length(x)
     total = _total(x, inverse)
     if len(weights) == 1:
-        total = jax.lax.psum(total, axis) if axis else total
-        return Sums(jnp.sum(total**2)[None], total, None)
+        total = add_over(rows, total)
+        return Sums(jnp.sum(total**2)[None], varying(total, rows), None)
     moment = product("nk,nl->kl", x, (x * inverse**2).astype(x.dtype))
     dead = jnp.sum(inverse == 0, dtype=inverse.dtype)
-    if axis:
-        moment, total, dead = jax.lax.psum((moment, total, dead), axis)
+    moment, total, dead = add_over(rows, (moment, total, dead))
     rest = moment - n / q * jnp.eye(q, dtype=moment.dtype)
     # A row of zeros has no square in M, yet counts as P_2(1) on the diagonal.
     squares = jnp.sum(rest**2) + dead * (1 - 2 * n / q)
@@ -188,16 +202,16 @@ def _total(x, inverse):
     return jnp.sum(x.astype(inverse.dtype) * inverse, axis=0)
 
 
-def inverse_length(x: jax.Array) -> jax.Array:
+def inverse_length(x: jax.Array, columns: str | None = None) -> jax.Array:
     """1 / ‖x_i‖ in float32 or wider; 0 for rows shorter than 1e-12.
 
     Where ‖x_i‖² overflows (rows longer than 1.8e19 in float32) it is 0 too, and what is
     made of such rows may be NaN.
 
-    x: [..., q]; returns [..., 1].
+    x: [..., q], the columns split over the mesh axis `columns`; returns [..., 1].
     """
     x = x.astype(wide(x.dtype))
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    square = add_over(columns, jnp.sum(x * x, axis=-1, keepdims=True))
     alive = square > 1e-24
     return jnp.where(alive, jax.lax.rsqrt(jnp.where(alive, square, 1)), 0)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import (
@@ -57,6 +57,7 @@ class Job(NamedTuple):
     loader: TrainLoader
     plan: configs.Schedule
     model: models.SSLModel
+    state: TrainState  # shapes, dtypes and shardings
     random_state: Callable[[], TrainState]
     step: Step
 
@@ -77,9 +78,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
         evaluation = Evaluation(
             config, job.mesh, job.model.backbone, job.views[0], job.source, bad
         )
-        abstract = mesh_lib.abstract(job.random_state, job.mesh)
         with _checkpoints(job, run.path) as checkpoints:
-            state = checkpoints.restore(abstract) or _first_state(job)
+            state = checkpoints.restore(job.state) or _first_state(job)
             done = int(state.step)
             stop.check(f"before step {done + 1}")
             evaluated = run.read_json("summary.json").get("protocol")
@@ -114,16 +114,57 @@ def build(config: ConfigDict) -> Job:
         seed=config.seed,
     )
     configs.validate(config, num_examples=len(source), num_devices=mesh.size)
-    views = view_recipes.build(data.image_size, **config.augment)
-    loader = _loader(config, source, views, mesh)
     plan = configs.derive(config, len(source))
-    model = models.build(**config.model)
+    parts = build_step(config, mesh, plan)
+    loader = _loader(config, source, parts.views, mesh)
+    random_state = jax.jit(
+        parts.create,
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, parts.state),
+    )
+    return Job(
+        config,
+        mesh,
+        source,
+        parts.views,
+        loader,
+        plan,
+        parts.model,
+        parts.state,
+        random_state,
+        parts.step,
+    )
+
+
+class StepParts(NamedTuple):
+    """A step and what it is made of, without data."""
+
+    views: tuple[View, ...]
+    model: models.SSLModel
+    create: Callable[[], TrainState]
+    state: TrainState  # shapes, dtypes and shardings
+    step: Step
+
+
+def build_step(
+    config: ConfigDict, mesh: Mesh | AbstractMesh, plan: configs.Schedule
+) -> StepParts:
+    """The step of a run. Nothing compiles; on an abstract mesh it can be traced."""
+    size = config.data.image_size
+    views = view_recipes.build(size, **config.augment)
+    model = models.build(**config.model, remat=config.step.remat)
     schedule, optimizer = _optimizer(config, plan.steps_per_epoch)
     loss_settings = dict(config.loss)
+    columns = None if config.mesh.projector == "replicated" else config.mesh.projector
+
+    def create() -> TrainState:
+        return train_state.create(config.seed, model, optimizer, size)
+
+    state = mesh_lib.abstract(create, mesh, columns)
     step = make_train_step(
         model,
         optimizer,
         mesh,
+        state,
         views=views,
         schedule=schedule,
         method=loss_settings.pop("method"),
@@ -131,13 +172,10 @@ def build(config: ConfigDict) -> Job:
         seed=config.seed,
         log_every=config.log.every_steps,
         last_step=plan.total_steps,
+        columns=columns,
+        reduce_dtype=config.step.reduce_dtype,
     )
-
-    random_state = jax.jit(
-        lambda: train_state.create(config.seed, model, optimizer, data.image_size),
-        out_shardings=mesh_lib.replicated(mesh),
-    )
-    return Job(config, mesh, source, views, loader, plan, model, random_state, step)
+    return StepParts(views, model, create, state, step)
 
 
 def plan_of(job: Job, evaluation: Evaluation) -> loop.Plan:

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from sfrik_jax import augment, losses, metrics
+from sfrik_jax.collectives import DATA, embeddings_split, shared
 from sfrik_jax.data.views import View, anchors, num_views, size_groups
-from sfrik_jax.mesh import batch_sharding, replicated
+from sfrik_jax.mesh import batch_sharding, replicated, specs
 from sfrik_jax.models import SSLModel
 from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.train_state import TrainState
@@ -27,6 +29,7 @@ def make_train_step(
     model: SSLModel,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    state: TrainState,
     *,
     views: tuple[View, ...],
     schedule: Callable[[jax.Array], jax.Array],
@@ -35,25 +38,38 @@ def make_train_step(
     seed: int,
     log_every: int,
     last_step: int,
+    columns: str | None = None,
+    reduce_dtype: str = "float32",
 ) -> Step:
     """The jitted step over `mesh`; it donates the state that it is given.
 
+    The network runs in one `jax.shard_map`, on each device's rows, and the loss of
+    SFRIK in another: every sum over devices is written out, but for the optimiser's
+    norms of tensors and the gauges, which the partitioner adds up.
+
     Args:
+      state: shapes, dtypes and shardings, see `mesh.abstract`.
       views: the recipe; the batch holds their crops (see `augment.make_views`).
       method: a name of `losses.METHODS`; `loss_settings` are its arguments.
       log_every, last_step: the gauges of z are computed at the first and the last step
         and every so many steps, and are NaN in between.
+      columns: the mesh axis over which the projector's columns are split; None for a
+        whole projector on each device.
+      reduce_dtype: in which the gradients of the devices are added up.
 
     Returns:
       step(state, batch) -> (state, scalars). The scalars are named as in
       metrics.jsonl; with automatic partitioning each is over the global batch.
     """
-    loss = make_loss(views, method=method, settings=loss_settings, mesh=mesh)
+    loss = make_loss(
+        views, method=method, settings=loss_settings, mesh=mesh, columns=columns
+    )
     joint = [views[group[0]].joint for group in size_groups(views)]
     dtype = model.backbone.dtype
+    sharded = sharded_forward(model, mesh, joint, columns, reduce_dtype)
 
     def loss_of(params, batch_stats, groups):
-        z, batch_stats = forward(model, params, batch_stats, groups, joint)
+        z, batch_stats = sharded(params, batch_stats, groups)
         value, terms = loss(z)
         return value, (batch_stats, terms, z)
 
@@ -75,10 +91,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(step, params, batch_stats, opt_state), scalars
 
-    whole = replicated(mesh)
     # The output sharding is stated: left to the partitioner, the second call could
     # see a state that is sharded otherwise, and compile again.
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
+    out = jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out)
 
 
 def make_loss(
@@ -87,12 +103,57 @@ def make_loss(
     method: str,
     settings: Mapping[str, Any],
     mesh: Mesh | None,
+    columns: str | None = None,
 ) -> Callable[[list[jax.Array]], tuple[jax.Array, Scalars]]:
-    """The loss of the embeddings of a recipe's views, its anchors known."""
+    """The loss of the embeddings of a recipe's views, its anchors known.
+
+    Args:
+      columns: the mesh axis over which the embeddings' columns are split. SFRIK takes
+        them so; other methods take whole rows, made by an exchange of parts.
+    """
     loss = partial(losses.METHODS[method], mesh=mesh, **settings)
-    if len(anchors(views)) == num_views(views):
+    if len(anchors(views)) < num_views(views):
+        loss = partial(loss, anchors=anchors(views))
+    if columns is None or mesh is None:
         return loss
-    return partial(loss, anchors=anchors(views))
+    if method == "sfrik":
+        return partial(loss, columns=columns)
+    rows = batch_sharding(mesh)
+    return lambda z: loss(jax.lax.with_sharding_constraint(z, rows))
+
+
+def sharded_forward(
+    model: SSLModel,
+    mesh: Mesh,
+    joint: Sequence[bool],
+    columns: str | None,
+    reduce_dtype: str,
+) -> Callable[[Any, Any, Sequence[jax.Array]], tuple[list[jax.Array], Any]]:
+    """`forward` on the rows that each device has, as a function of global arrays.
+
+    The gradient of a parameter that is whole on each device, or that is split over
+    another axis than `data`, is added up over `data` in `reduce_dtype`.
+    """
+    in_float64 = jnp.dtype(model.backbone.dtype) == jnp.float64
+    dtype = jnp.dtype(jnp.float64 if in_float64 else reduce_dtype)
+    local_model = model.on_axes(DATA, columns, dtype)
+
+    def local(split, params, batch_stats, groups):
+        params = jax.tree.map(
+            lambda p, spec: p if DATA in spec else shared(p, DATA, dtype), params, split
+        )
+        return forward(local_model, params, batch_stats, groups, joint)
+
+    def over_mesh(params, batch_stats, groups):
+        split, stats = specs(params, columns), specs(batch_stats, columns)
+        return jax.shard_map(
+            partial(local, split),
+            mesh=mesh,
+            in_specs=(split, stats, P(DATA)),
+            out_specs=(embeddings_split(columns).spec, stats),
+        )(params, batch_stats, list(groups))
+
+    return over_mesh
 
 
 def forward(

@@ -15,26 +15,29 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "commands config_ranges data data.jpeg data.progress device_checks errors jobs "
-    "kernels metrics models.cpu_convolutions models.norm optim report.page settings",
+    "collectives commands config_ranges data data.jpeg data.progress device_checks "
+    "errors jobs kernels metrics models.cpu_convolutions optim "
+    "planning planning.hardware report.page settings",
     "checkpoint commands.parsing config_files data.builders.archives "
     "data.builders.records data.folders data.idx data.pipeline data.prepared "
     "data.records data.resize data.subset_setting data.views eval_settings "
     "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
     "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
-    "locks mesh mmd_forms models.layers models.projector report.run resample "
+    "locks mesh mmd_forms models.layers models.norm report.run resample "
     "weights.exported weights.stored",
     "augment covariance data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
-    "feature_set.shard feature_set.shard_file mmd models.resnet report.curves "
-    "report.records report.verdict weights.archives weights.pickled "
+    "feature_set.shard feature_set.shard_file mmd models.projector models.resnet "
+    "planning.programs "
+    "report.curves report.records report.verdict weights.archives weights.pickled "
     "weights.safetensors_files",
     "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
-    "feature_set.writer losses models report.accuracy report.evaluations "
+    "feature_set.writer losses models planning.arithmetic planning.memory "
+    "planning.received report.accuracy report.evaluations "
     "weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
     "evaluators.logreg feature_set report train_state weights.names",
@@ -44,8 +47,8 @@ LEVELS = [
     "evaluation jobs.results run_log subject",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
-    "commands.data commands.training jobs.answers jobs.supervised",
-    "jobs.finetune jobs.gauges jobs.linear",
+    "commands.data commands.training jobs.answers jobs.supervised planning.counted",
+    "commands.planning jobs.finetune jobs.gauges jobs.linear",
     "jobs.stored",
     "jobs.runner",
     "jobs.follow",
@@ -84,20 +87,21 @@ DOORS = {
 # The mathematics needs arrays and nothing else.
 PURE = {
     "kernels": {"jax"},
-    "mmd_forms": {"jax", f"{PACKAGE}.kernels"},
+    "collectives": {"jax"},
+    "mmd_forms": {"jax", f"{PACKAGE}.kernels", f"{PACKAGE}.collectives"},
     "mmd": {
         "jax",
+        f"{PACKAGE}.collectives",
         f"{PACKAGE}.kernels",
-        f"{PACKAGE}.mesh",
         f"{PACKAGE}.mmd_forms",
     },
-    "covariance": {"jax", f"{PACKAGE}.mesh", f"{PACKAGE}.mmd_forms"},
+    "covariance": {"jax", f"{PACKAGE}.collectives", f"{PACKAGE}.mmd_forms"},
     "losses": {
         "jax",
         "chex",
+        f"{PACKAGE}.collectives",
         f"{PACKAGE}.covariance",
         f"{PACKAGE}.kernels",
-        f"{PACKAGE}.mesh",
         f"{PACKAGE}.mmd",
         f"{PACKAGE}.mmd_forms",
     },

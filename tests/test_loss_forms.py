@@ -5,20 +5,27 @@ compared as those of the rows before normalisation.
 """
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bench import gradient_error
 from sfrik_jax import covariance, losses, mmd_forms
+from sfrik_jax.collectives import Split, embeddings_split
 from sfrik_jax.kernels import TruncatedKernel
 from sfrik_jax.mesh import make_mesh, shard_batch
 from sfrik_jax.mmd import value_and_moments
 from sfrik_jax.settings import LOSS_DEFAULTS
 
+# data, model, and the axis over which columns are split
+COLUMNS = [(1, 1, "data"), (2, 1, "data"), (8, 1, "data"), (1, 2, "model")]
+COLUMNS += [(2, 4, "model"), (4, 2, "data")]
 LINEAR, QUADRATIC, CUBIC = (1.5,), (1.5, 4.0), (1.5, 4.0, 3.0)
 # name -> form, chunk, weights. 5 leaves a rest of 24 rows, 8 none, 99 is more than all.
 FORMS = {
@@ -31,6 +38,7 @@ FORMS = {
     "one chunk": ("chunked", 99, CUBIC),
     "features": ("feature", 5, QUADRATIC),
 }
+BY_PAIRS = [name for name, (form, _, _) in FORMS.items() if form != "feature"]
 N, Q = 24, 7
 
 
@@ -62,14 +70,25 @@ def expected(x, weights):
     return value / len(x), moments / len(x), np.stack(grads) / len(x)
 
 
-def by_form(views, name, mesh=None):
+def loss_by_form(name, mesh=None, columns=None, chunk=None):
+    """Value and moments of views before normalisation, on a mesh if there is one."""
+    form, default_chunk, weights = FORMS[name]
+    settings = {"form": form, "chunk": chunk or default_chunk}
+
+    def local(views, split):
+        unit = [losses.normalize(v, split.columns) for v in views]
+        return value_and_moments(unit, views, weights, split=split, **settings)
+
+    if mesh is None:
+        return partial(local, split=Split())
+    split = embeddings_split(columns)
+    island = partial(local, split=split)
+    return jax.shard_map(island, mesh=mesh, in_specs=split.spec, out_specs=P())
+
+
+def by_form(views, name, mesh=None, columns=None):
     """Value, moments and gradient of the views before normalisation."""
-    form, chunk, weights = FORMS[name]
-
-    def loss(views):
-        unit = [losses.normalize(v) for v in views]
-        return value_and_moments(unit, views, weights, mesh, form=form, chunk=chunk)
-
+    loss = loss_by_form(name, mesh, columns)
     (value, moments), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(views)
     return value, moments, np.stack([np.asarray(g, np.float64) for g in grads])
 
@@ -86,7 +105,7 @@ def test_a_form_has_the_value_moments_and_gradient_of_the_formulas(x64, name):
 def test_without_a_gradient_a_form_has_the_same_value(x64, name):
     form, chunk, weights = FORMS[name]
     x = [jnp.asarray(v) for v in rows()]
-    value, moments = value_and_moments(x, x, weights, None, form=form, chunk=chunk)
+    value, moments = value_and_moments(x, x, weights, form=form, chunk=chunk)
     want = expected(rows(), weights)
     np.testing.assert_allclose(value, want[0], rtol=1e-10)
     np.testing.assert_allclose(moments, want[1], rtol=1e-10)
@@ -100,6 +119,23 @@ def test_a_form_is_the_same_on_every_number_of_devices(x64, devices, name):
     got = by_form([shard_batch(v, mesh) for v in x], name, mesh)
     for found, want in zip(got, expected(x, FORMS[name][2]), strict=True):
         np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("data", "model", "columns"), COLUMNS)
+@pytest.mark.parametrize("name", BY_PAIRS)
+def test_a_form_is_the_same_with_split_columns(x64, name, data, model, columns):
+    mesh, x = make_mesh(data, model), rows(q=8)
+    place = NamedSharding(mesh, embeddings_split(columns).spec)
+    got = by_form([jax.device_put(v, place) for v in x], name, mesh, columns)
+    for found, want in zip(got, expected(x, FORMS[name][2]), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-13)
+
+
+def test_the_feature_form_takes_no_split_columns(x64):
+    mesh = make_mesh(2)
+    views = [jnp.asarray(v) for v in rows(q=8)]
+    with pytest.raises(ValueError, match="needs all columns on one device"):
+        by_form(views, "features", mesh, "data")
 
 
 @pytest.mark.parametrize("devices", [None, 1, 2, 8])
@@ -126,14 +162,9 @@ def test_the_gradient_of_a_bfloat16_projector_is_within_a_quarter_percent(kind):
 
 
 def compiled(name, mesh, n=64, q=48):
-    form, _, weights = FORMS[name]
     views = [shard_batch(v.astype(np.float32), mesh) for v in rows(n, q)]
-
-    def loss(views):
-        unit = [losses.normalize(v) for v in views]
-        return value_and_moments(unit, views, weights, mesh, form=form, chunk=4)[0]
-
-    lowered = jax.jit(jax.value_and_grad(loss)).lower(views)
+    loss = loss_by_form(name, mesh, chunk=4)
+    lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(views)
     return lowered.compile().as_text() or ""
 
 
@@ -197,7 +228,7 @@ def test_the_form_is_chosen_by_shape(shape, form):
 def test_no_form_is_chosen_that_the_order_forbids(x64):
     x = [jnp.asarray(v) for v in rows()]
     with pytest.raises(ValueError, match="feature form takes 1 or 2 orders, not 3"):
-        value_and_moments(x, x, CUBIC, None, form="feature")
+        value_and_moments(x, x, CUBIC, form="feature")
 
 
 @pytest.mark.parametrize("n", [255, 256])

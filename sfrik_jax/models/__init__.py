@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from sfrik_jax.models import resnet
 from sfrik_jax.models.projector import Projector
@@ -44,7 +45,19 @@ class SSLModel(nn.Module):
         apart = 1 if joint else views
         h = self.backbone(flat, train=train, views=apart)
         z = self.projector(h, train=train, views=apart)
-        return h.reshape(batch, views, -1), z.reshape(batch, views, -1)
+        # Of split columns a device has the rows of all devices.
+        return h.reshape(batch, views, -1), z.reshape(-1, views, z.shape[-1])
+
+    def on_axes(
+        self, rows: str, columns: str | None, reduce_dtype: DTypeLike
+    ) -> "SSLModel":
+        """The model as it runs inside `jax.shard_map`, see `Projector`."""
+        return self.clone(
+            backbone=self.backbone.clone(axis=rows),
+            projector=self.projector.clone(
+                rows=rows, columns=columns, reduce_dtype=reduce_dtype
+            ),
+        )
 
 
 def build(
@@ -55,10 +68,11 @@ def build(
     hidden_dims: Sequence[int],
     embed_dim: int,
     dtype: str,
+    remat: str = "none",
 ) -> SSLModel:
-    """The model of a configuration's `model` section."""
+    """The model of a configuration's `model` section; remat is `step.remat`."""
     kind = jnp.dtype(dtype)
     return SSLModel(
-        BACKBONES[backbone](width=width, stem=stem, dtype=kind),
+        BACKBONES[backbone](width=width, stem=stem, dtype=kind, remat=remat),
         Projector(tuple(hidden_dims), embed_dim, dtype=kind),
     )

@@ -110,7 +110,8 @@ def patches_gradient(
     """The gradient of `patches` by x, which has this shape."""
 
     def part(bar):
-        images = jax.ShapeDtypeStruct((len(bar), *shape[1:]), bar.dtype)
+        # Like bar, so that it varies over the same axes of a mesh.
+        images = jnp.zeros_like(bar, shape=(len(bar), *shape[1:]))
         (x_bar,) = jax.linear_transpose(_of_patches(kernel, stride), images)(bar)
         return x_bar
 
@@ -284,7 +285,7 @@ def _sum_of_parts(function: Callable, image_bytes: int, *arrays: jax.Array):
     shape = jax.eval_shape(function, *(each[0] for each in pieces))
     total, _ = jax.lax.scan(
         lambda total, piece: (total + function(*piece), None),
-        jnp.zeros(shape.shape, shape.dtype),
+        jnp.zeros_like(pieces[0], shape=shape.shape, dtype=shape.dtype),
         pieces,
     )
     return total

@@ -14,6 +14,8 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from sfrik_jax.collectives import add_over, axis_size
+
 # The name under which rematerialisation keeps the statistics.
 STATISTICS = "statistics"
 
@@ -36,6 +38,7 @@ class BatchNorm(nn.Module):
       dtype: of the output.
       param_dtype: of scale, bias and the running statistics.
       zero_scale: start with scale 0, so that a residual block starts as identity.
+      axis: inside `jax.shard_map`, the mesh axis over which the rows are split.
     """
 
     momentum: float = 0.9
@@ -43,6 +46,7 @@ class BatchNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     zero_scale: bool = False
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, views: int = 1) -> jax.Array:
@@ -62,7 +66,7 @@ class BatchNorm(nn.Module):
             y = _normalized(x, mean, var, scale, bias, self.eps)
             return y.astype(self.dtype)
 
-        how = _How(views, self.eps, jnp.dtype(self.dtype))
+        how = _How(views, self.eps, jnp.dtype(self.dtype), self.axis)
         y, mean, var = _in_training(x, scale, bias, how)
         count = _count(x, how)
         if not self.is_initializing():
@@ -83,6 +87,7 @@ class _How(NamedTuple):
     views: int
     eps: float
     dtype: jnp.dtype  # of the result
+    axis: str | None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -113,7 +118,7 @@ def _backward(how, kept, bars):
     unit = (unit - _spread(mean, unit)) * _spread(inverse, unit)
     axes = _summed(unit)
     sums = jnp.sum(bar, axis=axes), jnp.sum(bar * unit, axis=axes)
-    means = [_spread(s / _count(x, how), unit) for s in sums]
+    means = [_spread(s / _count(x, how), unit) for s in add_over(how.axis, sums)]
     factor = _spread(scale[None] * inverse, unit)
     x_bar = factor * (bar - means[0] - unit * means[1])
     bias_bar, scale_bar = (jnp.sum(s, axis=0).astype(scale.dtype) for s in sums)
@@ -137,14 +142,15 @@ def _statistics(x, how):
     grouped = _by_view(x, how.views)
     grouped = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = _summed(grouped)
-    mean = jnp.mean(grouped, axis=axes)
     # E[x²] - E[x]² reads x once; rounding can make it just negative.
-    return mean, jnp.maximum(jnp.mean(grouped**2, axis=axes) - mean**2, 0)
+    means = jnp.mean(grouped, axis=axes), jnp.mean(grouped**2, axis=axes)
+    mean, square = (m / axis_size(how.axis) for m in add_over(how.axis, means))
+    return mean, jnp.maximum(square - mean**2, 0)
 
 
 def _count(x: jax.Array, how: _How) -> int:
-    """The values per channel of a view."""
-    return x.size // (how.views * x.shape[-1])
+    """The values per channel of a view, those of all devices."""
+    return x.size // (how.views * x.shape[-1]) * axis_size(how.axis)
 
 
 def _by_view(x: jax.Array, views: int) -> jax.Array:

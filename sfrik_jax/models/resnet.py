@@ -75,6 +75,7 @@ class ResNet(nn.Module):
       stem: "imagenet" (7x7 stride 2, max pooling) or "small" (3x3 stride 1, no
         pooling; for images up to 64 px).
       dtype: of the arithmetic. Parameters are float32, or float64 with float64.
+      axis: inside `jax.shard_map`, the mesh axis over which the images are split.
       remat: what the backward pass computes again: "none"; "convolutions", all but what
         convolutions and the pooling give, by stage; "blocks", all but the blocks'
         inputs. Values, gradients and statistics are the same.
@@ -86,6 +87,7 @@ class ResNet(nn.Module):
     widen: int = 1
     stem: str = "imagenet"
     dtype: DTypeLike = jnp.float32
+    axis: str | None = None
     remat: str = "none"
 
     @property
@@ -111,7 +113,7 @@ class ResNet(nn.Module):
         param_dtype = jnp.promote_types(self.dtype, jnp.float32)
         dtypes = {"dtype": self.dtype, "param_dtype": param_dtype}
         conv = partial(_conv, **dtypes)
-        norm = partial(BatchNorm, **dtypes)
+        norm = partial(BatchNorm, axis=self.axis, **dtypes)
 
         def stem(module: ResNet, x: jax.Array) -> jax.Array:
             small = module.stem == "small"
