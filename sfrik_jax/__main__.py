@@ -14,6 +14,7 @@ from sfrik_jax.commands import (
     configuration,
     data,
     evaluation,
+    planning,
     reports,
     training,
     weights,
@@ -89,7 +90,15 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (training, evaluation, weights, configuration, data, reports):
+    for module in (
+        training,
+        evaluation,
+        weights,
+        configuration,
+        data,
+        planning,
+        reports,
+    ):
         module.add(groups)
     return parser
 

@@ -33,6 +33,7 @@ __all__ = [
     "augment_section",
     "default",
     "derive",
+    "device_count",
     "diff",
     "flatten",
     "from_json",
@@ -213,7 +214,7 @@ def validate_here(config: ConfigDict, *, devices: bool = True) -> int | None:
     )
     validate(config, num_examples=num_examples)
     if devices:
-        validate(config, num_devices=_device_count())
+        validate(config, num_devices=device_count())
     return num_examples
 
 
@@ -273,7 +274,8 @@ def resume_conflicts(stored: ConfigDict, current: ConfigDict) -> list[Change]:
     return [change for change in changes if not change[0].startswith(RESUME_FREE)]
 
 
-def _device_count() -> int:
+def device_count() -> int:
+    """The devices of all hosts. Errors: ConfigError where jax cannot start."""
     import jax
 
     try:

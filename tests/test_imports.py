@@ -37,7 +37,7 @@ LEVELS = [
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
     "feature_set.writer losses models planning.arithmetic planning.memory "
-    "planning.received report.accuracy report.evaluations "
+    "planning.received planning.told report.accuracy report.evaluations "
     "weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
     "evaluators.logreg feature_set report train_state weights.names",
@@ -48,8 +48,8 @@ LEVELS = [
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised planning.counted",
-    "commands.planning jobs.finetune jobs.gauges jobs.linear",
-    "jobs.stored",
+    "jobs.finetune jobs.gauges jobs.linear planning.plan",
+    "commands.planning jobs.stored",
     "jobs.runner",
     "jobs.follow",
     "commands.evaluation",

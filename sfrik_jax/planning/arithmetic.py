@@ -64,14 +64,19 @@ def work(function: Callable, *args: Any) -> Work:
     Whatever lies between two products is then taken to be fused into one of them.
     Args: arrays, or `jax.ShapeDtypeStruct`s in trees.
     """
-    flop = traffic = 0.0
-    for equation, times, *_ in equations(trace(function, *args)):
-        if equation.primitive.name in PRODUCTS:
-            flop += times * product_flop(equation)
-            # An array times itself is read once.
-            distinct = {id(each): each for each in equation.invars}.values()
-            traffic += times * sum(map(nbytes, [*distinct, *equation.outvars]))
-    return Work(flop, traffic)
+    total = Work(0, 0)
+    for ran in equations(trace(function, *args)):
+        if ran.equation.primitive.name in PRODUCTS:
+            total += product_work(ran.equation).times(ran.times)
+    return total
+
+
+def product_work(equation: Any) -> Work:
+    """Of one product: its FLOP, and its operands and result once each."""
+    # An array times itself is read once.
+    distinct = {id(each): each for each in equation.invars}.values()
+    moved = sum(map(nbytes, [*distinct, *equation.outvars]))
+    return Work(product_flop(equation), moved)
 
 
 def product_flop(equation: Any) -> float:
