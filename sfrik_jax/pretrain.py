@@ -140,6 +140,7 @@ def build(config: ConfigDict) -> Job:
         last_step=plan.total_steps,
         columns=columns,
         reduce_dtype=config.step.reduce_dtype,
+        micro_batches=config.step.micro_batches,
     )
     random_state = jax.jit(
         create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state)
