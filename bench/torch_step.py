@@ -14,8 +14,9 @@ from bench import peers, roofline, timing
 from bench.torch_losses import TorchLosses
 from sfrik_jax import models, weights
 from sfrik_jax.data import views
+from sfrik_jax.passes import forward
 from sfrik_jax.settings import LOSS_DEFAULTS
-from sfrik_jax.step import forward, make_loss
+from sfrik_jax.step import make_loss
 
 LAST = "7.weight"  # the layer behind which no ReLU lies
 LEAVES = ("0.conv1.weight", "0.layer4.0.conv1.weight", LAST)

@@ -174,6 +174,7 @@ def build_step(
         last_step=plan.total_steps,
         columns=columns,
         reduce_dtype=config.step.reduce_dtype,
+        micro_batches=config.step.micro_batches,
     )
     return StepParts(views, model, create, state, step)
 

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from sfrik_jax import augment, losses, metrics
-from sfrik_jax.collectives import DATA, embeddings_split, shared
-from sfrik_jax.data.views import View, anchors, num_views, size_groups
-from sfrik_jax.mesh import batch_sharding, replicated, specs
+from sfrik_jax import losses, metrics
+from sfrik_jax.data.views import View, anchors, num_views
+from sfrik_jax.mesh import batch_sharding, replicated
 from sfrik_jax.models import SSLModel
+from sfrik_jax.passes import Network, make_pass
 from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.train_state import TrainState
 
@@ -40,6 +39,7 @@ def make_train_step(
     last_step: int,
     columns: str | None = None,
     reduce_dtype: str = "float32",
+    micro_batches: int = 1,
 ) -> Step:
     """The jitted step over `mesh`; it donates the state that it is given.
 
@@ -55,7 +55,9 @@ def make_train_step(
         and every so many steps, and are NaN in between.
       columns: the mesh axis over which the projector's columns are split; None for a
         whole projector on each device.
-      reduce_dtype: in which the gradients of the devices are added up.
+      reduce_dtype: in which the gradients of the devices are added up; a network in
+        float64 adds in float64.
+      micro_batches: parts of the batch that pass the network one after the other.
 
     Returns:
       step(state, batch) -> (state, scalars). The scalars are named as in
@@ -64,21 +66,15 @@ def make_train_step(
     loss = make_loss(
         views, method=method, settings=loss_settings, mesh=mesh, columns=columns
     )
-    joint = [views[group[0]].joint for group in size_groups(views)]
-    dtype = model.backbone.dtype
-    sharded = sharded_forward(model, mesh, joint, columns, reduce_dtype)
-
-    def loss_of(params, batch_stats, groups):
-        z, batch_stats = sharded(params, batch_stats, groups)
-        value, terms = loss(z)
-        return value, (batch_stats, terms, z)
+    in_float64 = jnp.dtype(model.backbone.dtype) == jnp.float64
+    dtype = jnp.dtype(jnp.float64 if in_float64 else reduce_dtype)
+    network = Network(model, mesh, views, seed, columns, dtype)
+    run = make_pass(network, loss, micro_batches=micro_batches)
 
     def train_step(state: TrainState, batch: Mapping[str, Any]):
-        groups = augment.make_views(batch, views, seed, dtype)
-        groups = jax.lax.with_sharding_constraint(groups, batch_sharding(mesh))
-        (value, (batch_stats, terms, z)), grads = jax.value_and_grad(
-            loss_of, has_aux=True
-        )(state.params, state.batch_stats, groups)
+        value, terms, z, batch_stats, grads = run(
+            state.params, state.batch_stats, batch
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         step = state.step + 1
         scalars = {f"train/{name}": term for name, term in terms.items()}
@@ -120,68 +116,6 @@ def make_loss(
         return partial(loss, columns=columns)
     rows = batch_sharding(mesh)
     return lambda z: loss(jax.lax.with_sharding_constraint(z, rows))
-
-
-def sharded_forward(
-    model: SSLModel,
-    mesh: Mesh,
-    joint: Sequence[bool],
-    columns: str | None,
-    reduce_dtype: str,
-) -> Callable[[Any, Any, Sequence[jax.Array]], tuple[list[jax.Array], Any]]:
-    """`forward` on the rows that each device has, as a function of global arrays.
-
-    The gradient of a parameter that is whole on each device, or that is split over
-    another axis than `data`, is added up over `data` in `reduce_dtype`.
-    """
-    in_float64 = jnp.dtype(model.backbone.dtype) == jnp.float64
-    dtype = jnp.dtype(jnp.float64 if in_float64 else reduce_dtype)
-    local_model = model.on_axes(DATA, columns, dtype)
-
-    def local(split, params, batch_stats, groups):
-        params = jax.tree.map(
-            lambda p, spec: p if DATA in spec else shared(p, DATA, dtype), params, split
-        )
-        return forward(local_model, params, batch_stats, groups, joint)
-
-    def over_mesh(params, batch_stats, groups):
-        split, stats = specs(params, columns), specs(batch_stats, columns)
-        return jax.shard_map(
-            partial(local, split),
-            mesh=mesh,
-            in_specs=(split, stats, P(DATA)),
-            out_specs=(embeddings_split(columns).spec, stats),
-        )(params, batch_stats, list(groups))
-
-    return over_mesh
-
-
-def forward(
-    model: SSLModel,
-    params: Any,
-    batch_stats: Any,
-    groups: Sequence[jax.Array],
-    joint: Sequence[bool],
-) -> tuple[list[jax.Array], Any]:
-    """Embeddings of every view in training mode, and the new batch statistics.
-
-    Args:
-      groups: views of equal size, [B, V_g, s, s, 3]; one pass of the network each,
-        from the first group to the last.
-      joint: for each group, whether its views share their batch statistics.
-
-    Returns:
-      z, a list of [B, q], one for each view; the running statistics.
-    """
-    z = []
-    for images, together in zip(groups, joint, strict=True):
-        variables = {"params": params, "batch_stats": batch_stats}
-        (_, embeddings), changed = model.apply(
-            variables, images, train=True, joint=together, mutable=["batch_stats"]
-        )
-        batch_stats = changed["batch_stats"]
-        z += [embeddings[:, view] for view in range(images.shape[1])]
-    return z, batch_stats
 
 
 def _gauges_when(due: jax.Array, z: Sequence[jax.Array], mesh: Mesh) -> Scalars:

@@ -40,7 +40,7 @@ LEVELS = [
     "planning.received planning.told report.accuracy report.evaluations "
     "weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
-    "evaluators.logreg feature_set report train_state weights.names",
+    "evaluators.logreg feature_set passes report train_state weights.names",
     "commands.reports config data.loader image_set step weights.card weights.export "
     "weights.files",
     "commands.configuration rundir weights",

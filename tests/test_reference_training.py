@@ -9,7 +9,7 @@ import optax
 import pytest
 from filled import draw
 
-from sfrik_jax import losses, models, optim, step, weights
+from sfrik_jax import losses, models, optim, passes, weights
 from sfrik_jax.models import resnet
 
 BATCH = 16
@@ -91,7 +91,7 @@ def convolution_by_products(x, kernel, strides, padding, **_):
 
 def make_step(model, optimizer, method):
     def loss_of(params, batch_stats, images):
-        z, batch_stats = step.forward(model, params, batch_stats, [images], [False])
+        z, batch_stats = passes.forward(model, params, batch_stats, [images], [False])
         return losses.METHODS[method](z, **SETTINGS[method])[0], batch_stats
 
     @jax.jit

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sfrik_jax import augment, losses, models, optim, passes, train_state
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax import models, optim, train_state
 from sfrik_jax.collectives import embeddings_split
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.settings import LOSS_DEFAULTS
@@ -160,6 +161,39 @@ def test_gradients_are_added_up_in_the_dtype_that_is_asked_for():
     norm = "train/gradient_norm"
     assert abs(wide[norm] / single[norm] - 1) < 1e-5
     assert 1e-5 < abs(narrow[norm] / single[norm] - 1) < 1e-2
+
+
+@pytest.mark.parametrize(
+    "layout", [(1, 1, None), (2, 1, None), (4, 1, "data"), (2, 2, "model")]
+)
+def test_parts_of_a_batch_have_the_gradient_of_the_whole_loss(x64, layout):
+    """That of the concatenated embeddings; row r is of part r mod 4."""
+    parts, run = 4, Run(*layout, micro_batches=4)
+    first, batch = run.first(), run.batch()
+    params, stats = jax.device_get((first.params, first.batch_stats))
+    (images,) = augment.make_views(jax.device_get(batch), RECIPE, 0, jnp.float64)
+
+    def loss_of(params, stats):
+        z = [jnp.zeros((BATCH, 24))] * 2
+        for part in range(parts):
+            some = [images[part::parts]]
+            found, stats = passes.forward(run.model, params, stats, some, [False])
+            z = [a.at[part::parts].set(b) for a, b in zip(z, found, strict=True)]
+        return losses.sfrik(z, **LOSS_DEFAULTS["sfrik"])[0], stats
+
+    (value, stats), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(
+        params, stats
+    )
+    updates, _ = run.optimizer.update(grads, run.optimizer.init(params), params)
+    state, scalars = run.step(first, batch)
+    np.testing.assert_allclose(scalars["train/loss"], value, rtol=1e-9)
+    wanted = optax.apply_updates(params, updates), stats
+    for want, got in zip(
+        jax.tree.leaves(wanted),
+        jax.tree.leaves((state.params, state.batch_stats)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-11)
 
 
 def test_a_checkpoint_goes_from_one_layout_to_another(tmp_path, x64):
