@@ -99,8 +99,8 @@ def _peak_by_xla(config: Any, devices: int) -> int | None:
     """On so many accelerators, the compiled step's; a CPU's says nothing of them."""
     import jax
 
-    from sfrik_jax.planning import counted
+    from sfrik_jax.planning import counted, memory
 
     if jax.default_backend() == "cpu" or jax.device_count() != devices:
         return None
-    return counted.compiled_peak(config)
+    return memory.of_compiled(counted.compiled(config)[0])

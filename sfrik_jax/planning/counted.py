@@ -62,6 +62,14 @@ class TracedStep(NamedTuple):
         ]
         return memory.peak(self.program, arrays, donated=self.donated)
 
+    def held(self) -> dict[str, int]:
+        """Bytes of the arguments on one device, by label."""
+        total = Counter[str]()
+        for leaf, label in zip(self.arguments, self.labels, strict=True):
+            size = math.prod(leaf.shape) * leaf.dtype.itemsize
+            total[label] += size // memory.splits(leaf.sharding)
+        return dict(total)
+
 
 def trace(config: ConfigDict, devices: int) -> TracedStep:
     """The step of a configuration on so many devices.
@@ -107,15 +115,19 @@ def batch_of(
     }
 
 
-def compiled_peak(config: ConfigDict) -> int:
-    """XLA's own plan for the memory of the step, compiled for the devices here."""
+def compiled(config: ConfigDict) -> tuple[Any, pretrain.StepParts, dict[str, Any]]:
+    """The step compiled for the devices here, its parts, and the shapes of a batch.
+
+    `memory.of_compiled` tells XLA's own plan for its memory.
+    """
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.model)
     plan = configs.derive(config, SOME_STEPS * config.data.batch_size)
     parts = pretrain.build_step(config, mesh, plan)
+    batch = batch_of(config, parts, mesh)
     lowered = parts.step.lower(  # pyright: ignore[reportFunctionMemberAccess]
-        parts.state, batch_of(config, parts, mesh)
+        parts.state, batch
     )
-    return memory.of_compiled(lowered.compile())
+    return lowered.compile(), parts, batch
 
 
 def count(config: ConfigDict, devices: int) -> dict[str, Any]:
@@ -126,10 +138,7 @@ def count(config: ConfigDict, devices: int) -> dict[str, Any]:
     part, `traffic_bytes` to and from memory, `collectives` and `received_bytes`.
     """
     step = trace(config, devices)
-    held = Counter[str]()
-    for leaf, label in zip(step.arguments, step.labels, strict=True):
-        size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        held[label] += size // memory.splits(leaf.sharding)
+    held = step.held()
     peak, products = step.peak(), work_by_part(step)
     found = received.collectives(step.program)
     params = step.parts.state.params
@@ -141,7 +150,7 @@ def count(config: ConfigDict, devices: int) -> dict[str, Any]:
             part: sum(leaf.size for leaf in jax.tree.leaves(params[part]))
             for part in (BACKBONE, PROJECTOR)
         },
-        "held": dict(held),
+        "held": held,
         "peak_bytes": peak.bytes,
         "peak_parts": peak.parts,
         "flop": {part: work.flop for part, work in products.items()},

@@ -106,7 +106,7 @@ class _Line(NamedTuple):
     name: str
     takes: list[Array]
     gives: list[Array]
-    room: int  # that its inner programs need beside
+    room: Peak  # what its inner programs need beside
 
 
 def peak(
@@ -188,7 +188,8 @@ class _Written:
         for array in inputs:
             array.last = len(self.lines)
             array.readers.append(len(self.lines))
-        room = max((_room(each, axes, divisor) for each in inner), default=0)
+        rooms = [_room(each, axes, divisor, part) for each in inner]
+        room = max(rooms, key=lambda each: each.bytes, default=Peak(0, {}))
         self.lines.append(_Line(name, inputs, outputs, room))
         return outputs
 
@@ -213,22 +214,19 @@ class _Written:
         for array in arrays:
             ends.setdefault(array.last, []).append(array)
         live = sum(array.bytes for array in arguments)
-        most, where, room = live, -1, 0
+        most, where, room = live, -1, Peak(0, {})
         for place, line in enumerate(self.lines):
             made = sum(array.bytes for array in line.gives)
             freed = sum(array.bytes for array in ends.get(place, ()))
-            within = line.room
-            if _elementwise(line):
-                within -= min(made, freed)
-            if live + made + within > most:
-                most, where, room = live + made + within, place, within
+            reused = min(made, freed) if _elementwise(line) else 0
+            here = live + made - reused + line.room.bytes
+            if here > most:
+                most, where, room = here, place, line.room
             live += made - freed
-        parts = Counter[str]()
+        parts = Counter(room.parts)
         for array in arrays:
             if array.born <= where <= array.last:
                 parts[array.part] += array.bytes
-        if room:
-            parts["room"] += room
         return Peak(most, dict(parts))
 
 
@@ -236,14 +234,16 @@ def _elementwise(line: _Line) -> bool:
     return line.name not in NOT_ELEMENTWISE | LOOPS
 
 
-def _room(program: core.Jaxpr, axes: Mapping[str, int], divisor: int) -> int:
+def _room(
+    program: core.Jaxpr, axes: Mapping[str, int], divisor: int, part: str
+) -> Peak:
     """What one run of a loop's or a branch's program needs beside what it takes."""
     written = _Written()
     takes = [Array(0, "", divisor) for _ in program.invars]
-    for array in written.out(program, takes, axes):
+    for array in written.out(program, takes, axes, part):
         array.last = len(written.lines)
     written.fuse()
-    return written.peak(takes).bytes
+    return written.peak(takes)
 
 
 def _divisor(equation: Any, inputs: Sequence[Array]) -> int:

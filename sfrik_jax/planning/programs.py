@@ -9,13 +9,13 @@ from jax.extend import core
 
 from sfrik_jax.models.layers import portable
 
-# Parts of a step. "gradients" is what the network's programs do outside of both its
-# modules: they add up the parameters' gradients. "rest": views, optimiser, gauges.
-PARTS = BACKBONE, PROJECTOR, LOSS, GRADIENTS, REST = (
+# Parts of a step. OUTSIDE is what the network's programs do outside of its modules:
+# they make the views and add up gradients. The rest is the optimiser and the gauges.
+PARTS = BACKBONE, PROJECTOR, LOSS, OUTSIDE, REST = (
     "backbone",
     "projector",
     "loss",
-    "gradients",
+    "views and gradients",
     "rest",
 )
 
@@ -92,8 +92,8 @@ def part_within(equation: Any, part: str) -> str:
     """The part of what carries no name in the programs of an equation of `part`."""
     if mesh_axes(equation):
         (inner,) = inner_programs(equation)
-        if any(part_of(each, REST) in (BACKBONE, PROJECTOR) for each in inner.eqns):
-            return GRADIENTS
+        if any(ran.part in (BACKBONE, PROJECTOR) for ran in equations(inner)):
+            return OUTSIDE
     return part_of(equation, part)
 
 

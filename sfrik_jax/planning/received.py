@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from sfrik_jax.planning.programs import Ran, equations, nbytes
+from sfrik_jax.planning.programs import OUTSIDE, Ran, equations, nbytes
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
 EXCHANGE, PERMUTE = "all-to-all", "permute"
@@ -28,8 +28,6 @@ KINDS = {
     "all_to_all": EXCHANGE,
     "ppermute": PERMUTE,
 }
-# Up to so many bytes a collective moves norms and statistics, not activations.
-SMALL = 2**18
 
 
 class Collective(NamedTuple):
@@ -37,10 +35,12 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: as XLA names it.
-      part: of the step, see `programs.PARTS`.
+      part: of the step, see `programs.PARTS`; outside of the network's modules,
+        "gradients", which alone are sent there.
       dtype: of what is sent, the widest where it is several arrays.
       whole: bytes of its whole result, or of all that it adds up.
       received: bytes that one device receives, for one run.
+      devices: that take part together.
     """
 
     kind: str
@@ -49,6 +49,7 @@ class Collective(NamedTuple):
     whole: int
     received: float
     times: int
+    devices: int
 
 
 def collectives(program: core.Jaxpr) -> list[Collective]:
@@ -95,6 +96,7 @@ def _collective(ran: Ran) -> Collective | None:
     share = 1.0 if kind == PERMUTE else (devices - 1) / devices
     passes = 2 if kind == ALL_REDUCE else 1
     widest = max((each.aval.dtype for each in given), key=lambda dtype: dtype.itemsize)
+    part = "gradients" if ran.part == OUTSIDE else ran.part
     return Collective(
-        kind, ran.part, widest.name, whole, passes * share * whole, ran.times
+        kind, part, widest.name, whole, passes * share * whole, ran.times, devices
     )
