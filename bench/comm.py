@@ -43,6 +43,7 @@ from sfrik_jax.mesh import specs
 from sfrik_jax.models.layers import portable
 from sfrik_jax.models.projector import Projector
 from sfrik_jax.planning import counted, received
+from sfrik_jax.planning.programs import PROJECTOR
 
 CONFIG = str(timing.ROOT / "configs" / "imagenet_resnet50.py")
 VIEWS = 2
@@ -73,7 +74,7 @@ class Sizes(NamedTuple):
     q: int
 
 
-def abstract_mesh(devices: int) -> AbstractMesh:
+def abstract_mesh(devices: int) -> Any:
     """A mesh of devices that need not be there."""
     auto = (AxisType.Auto, AxisType.Auto)
     return AbstractMesh((devices, 1), (DATA, MODEL), axis_types=auto)
@@ -88,12 +89,19 @@ def operands(sizes: Sizes, dtype: str) -> tuple[Any, Any]:
 
 
 def last_layer_and_loss(
-    arm: str, mesh: Mesh | AbstractMesh, sizes: Sizes, dtype: str
+    arm: str, mesh: Mesh, sizes: Sizes, dtype: str
 ) -> Callable[[Any, jax.Array], Any]:
     """Value, and gradients by the layer's parameters and input, of global arrays."""
     columns, reduce_dtype = ARMS.get(arm, (None, "float32"))
+    # The name by which what it sends is told apart from what the loss sends.
     layer = Projector(
-        (), sizes.q, jnp.dtype(dtype), DATA, columns, jnp.dtype(reduce_dtype)
+        (),
+        sizes.q,
+        jnp.dtype(dtype),
+        DATA,
+        columns,
+        jnp.dtype(reduce_dtype),
+        name=PROJECTOR,
     )
     split = specs({"projector": operands(sizes, dtype)[0]}, columns)["projector"]
 

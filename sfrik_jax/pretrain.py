@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import (
@@ -145,9 +145,7 @@ class StepParts(NamedTuple):
     step: Step
 
 
-def build_step(
-    config: ConfigDict, mesh: Mesh | AbstractMesh, plan: configs.Schedule
-) -> StepParts:
+def build_step(config: ConfigDict, mesh: Mesh, plan: configs.Schedule) -> StepParts:
     """The step of a run. Nothing compiles; on an abstract mesh it can be traced."""
     size = config.data.image_size
     views = view_recipes.build(size, **config.augment)

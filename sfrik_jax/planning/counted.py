@@ -80,7 +80,7 @@ def trace(config: ConfigDict, devices: int) -> TracedStep:
     model = config.mesh.model
     data = devices // model if config.mesh.data == -1 else config.mesh.data
     auto = (AxisType.Auto, AxisType.Auto)
-    mesh = AbstractMesh((data, model), (DATA, MODEL), axis_types=auto)
+    mesh: Any = AbstractMesh((data, model), (DATA, MODEL), axis_types=auto)
     plan = configs.derive(config, SOME_STEPS * config.data.batch_size)
     parts = pretrain.build_step(config, mesh, plan)
     batch = batch_of(config, parts, mesh)
@@ -97,7 +97,7 @@ def trace(config: ConfigDict, devices: int) -> TracedStep:
 
 
 def batch_of(
-    config: ConfigDict, parts: pretrain.StepParts, mesh: AbstractMesh | Mesh
+    config: ConfigDict, parts: pretrain.StepParts, mesh: Mesh
 ) -> dict[str, Any]:
     """Shapes of a batch from the host, uint8 crops."""
     rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
