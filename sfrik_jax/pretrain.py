@@ -141,6 +141,7 @@ def build(config: ConfigDict) -> Job:
         columns=columns,
         reduce_dtype=config.step.reduce_dtype,
         micro_batches=config.step.micro_batches,
+        deterministic_reduce=config.step.deterministic_reduce,
     )
     random_state = jax.jit(
         create, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -38,9 +38,9 @@ LEVELS = [
     "weights.torch_files",
     "config_keys data.builders data.checking data.crops data.images data.opening "
     "evaluators.logreg feature_set passes report train_state weights.names",
-    "commands.reports config data.loader image_set step weights.card weights.export "
-    "weights.files",
-    "commands.configuration rundir weights",
+    "commands.reports config data.loader fixed_order image_set weights.card "
+    "weights.export weights.files",
+    "commands.configuration rundir step weights",
     "evaluation jobs.results run_log subject",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
