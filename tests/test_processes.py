@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from jax._src.lib import _jax
 from jax.sharding import Mesh
+from jaxlib import _jax
 
 from sfrik_jax import errors, processes
 from sfrik_jax import mesh as mesh_lib
