@@ -5,6 +5,7 @@ own of a real coordination service. Whole jobs are in test_many_processes.py.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
@@ -16,7 +17,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from jaxlib import _jax
 
 from sfrik_jax import errors, processes
 from sfrik_jax import mesh as mesh_lib
@@ -25,6 +25,8 @@ from sfrik_jax.processes.cluster import Place
 from sfrik_jax.processes.local import free_port
 from sfrik_jax.processes.talk import Talk
 
+# The services that jax itself starts; it has no public name for them.
+_jax = importlib.import_module("jaxlib._jax")
 NAMES = ("SLURM_", "SFRIK_", "OMPI_", "TPU_", "JOB_COMPLETION_INDEX", "KUBERNETES_")
 
 
