@@ -24,6 +24,7 @@ speaks; the others speak when they fail. An error of one ends all, with one exit
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import time
 import traceback
@@ -93,6 +94,9 @@ def joined(join_seconds: int, heartbeat_seconds: int, stop: Stop) -> Iterator[No
     roll_call.hold(
         place, join_seconds, lambda: stop.check("before the processes had met")
     )
+    if place.index > 0:
+        for name in ("sfrik", "absl"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     talk = _talk = Talk(_client(place, heartbeat_seconds), place.index, place.count)
     try:
         yield
