@@ -180,6 +180,20 @@ def check_mesh(at: Settings) -> str | None:
     return f"mesh.data={at['mesh.data']}; set -1 (all devices) or at least 1"
 
 
+def check_fixed_order(at: Settings) -> str | None:
+    """A fixed order of sums has a pass of its own."""
+    plain = {"mesh.model": 1, "mesh.projector": "replicated"}
+    plain |= {"step.remat": "none", "step.micro_batches": 1}
+    for key, value in plain.items():
+        if at["step.deterministic_reduce"] and at[key] != value:
+            return (
+                f"{key}={shown(at[key])} does not go with step.deterministic_reduce="
+                f"{at['step.deterministic_reduce']}; set {key}={value}, or "
+                "step.deterministic_reduce=0"
+            )
+    return None
+
+
 # Of every job, then those of a run and of an evaluation.
 COMMON_RULES: tuple[Rule, ...] = (check_source, subset_setting.check_form, check_mesh)
 RUN_RULES: tuple[Rule, ...] = (
@@ -190,6 +204,7 @@ RUN_RULES: tuple[Rule, ...] = (
     check_schedule,
     check_probe,
     check_profile,
+    check_fixed_order,
 )
 
 

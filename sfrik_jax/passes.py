@@ -84,19 +84,6 @@ class Network(NamedTuple):
         return self.embed(model, params, stats, batch)
 
 
-def make_pass(network: Network, loss: Loss, *, micro_batches: int = 1) -> Pass:
-    """The loss of a batch and its gradients, as a function of global arrays.
-
-    Args:
-      loss: of the embeddings of all views, global arrays.
-      micro_batches: parts of each device's rows that pass the network one after the
-        other, see `in_parts`.
-    """
-    if micro_batches == 1:
-        return partial(at_once, network, loss)
-    return partial(in_parts, network, loss, micro_batches)
-
-
 def at_once(
     network: Network, loss: Loss, params: Any, batch_stats: Any, batch: Batch
 ) -> Result:
@@ -110,7 +97,7 @@ def at_once(
     island = jax.shard_map(
         local,
         mesh=network.mesh,
-        in_specs=(split, stats, _batch_specs(batch)),
+        in_specs=(split, stats, batch_specs(batch)),
         out_specs=(network.split.spec, stats),
     )
 
@@ -173,13 +160,13 @@ def in_parts(
         (grads, batch_stats), _ = _scan_parts(one, start, batch, parts, z_bar)
         return _on_data(grads, split, network.add_up), batch_stats
 
-    z = over_mesh(cache, in_specs=(split, stats, _batch_specs(batch)), out_specs=rows)(
+    z = over_mesh(cache, in_specs=(split, stats, batch_specs(batch)), out_specs=rows)(
         params, batch_stats, batch
     )
     (value, terms), z_bar = jax.value_and_grad(loss, has_aux=True)(z)
     grads, batch_stats = over_mesh(
         back,
-        in_specs=(split, stats, _batch_specs(batch), rows),
+        in_specs=(split, stats, batch_specs(batch), rows),
         out_specs=(split, stats),
     )(params, batch_stats, batch, z_bar)
     return Result(value, terms, z, batch_stats, grads)
@@ -217,8 +204,19 @@ def _specs(network: Network, params: Any, batch_stats: Any) -> tuple[Any, Any]:
     return specs(params, network.columns), specs(batch_stats, network.columns)
 
 
-def _batch_specs(batch: Batch) -> dict[str, P]:
+def batch_specs(batch: Batch) -> dict[str, P]:
+    """How a batch is split, for `jax.shard_map`."""
     return {name: P() if name in WHOLE_IN_BATCH else P(DATA) for name in batch}
+
+
+def whole_of(batch: Batch) -> Batch:
+    """What every part of a batch needs."""
+    return {name: batch[name] for name in WHOLE_IN_BATCH if name in batch}
+
+
+def rows_of(batch: Batch) -> Batch:
+    """What a part of a batch has its rows of."""
+    return {name: each for name, each in batch.items() if name not in WHOLE_IN_BATCH}
 
 
 def _on_data(tree: Any, split: Any, function: Callable) -> Any:
@@ -232,14 +230,13 @@ def _scan_parts(
     one: Callable, carry: Any, batch: Batch, parts: int, *others: Any
 ) -> tuple[Any, Any]:
     """A scan of one(carry, part, *others) over parts of the rows of a batch."""
-    whole = {name: batch[name] for name in WHOLE_IN_BATCH if name in batch}
-    rows = {name: each for name, each in batch.items() if name not in whole}
+    whole = whole_of(batch)
 
     def step(carry, xs):
         part, others = xs
-        return one(carry, whole | part, *others)
+        return one(carry, {**whole, **part}, *others)
 
-    rows = jax.tree.map(lambda x: _parted(x, parts), rows)
+    rows = jax.tree.map(lambda x: _parted(x, parts), rows_of(batch))
     return jax.lax.scan(step, carry, (rows, others))
 
 

@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from sfrik_jax import losses, metrics
 from sfrik_jax.data.views import View, anchors, num_views
+from sfrik_jax.fixed_order import in_fixed_order
 from sfrik_jax.mesh import batch_sharding, replicated
 from sfrik_jax.models import SSLModel
-from sfrik_jax.passes import Network, make_pass
+from sfrik_jax.passes import Network, at_once, in_parts
 from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.train_state import TrainState
 
@@ -40,6 +41,7 @@ def make_train_step(
     columns: str | None = None,
     reduce_dtype: str = "float32",
     micro_batches: int = 1,
+    deterministic_reduce: int = 0,
 ) -> Step:
     """The jitted step over `mesh`; it donates the state that it is given.
 
@@ -57,19 +59,26 @@ def make_train_step(
         whole projector on each device.
       reduce_dtype: in which the gradients of the devices are added up; a network in
         float64 adds in float64.
-      micro_batches: parts of the batch that pass the network one after the other.
+      micro_batches: parts of the batch that pass the network one after the other, see
+        `passes.in_parts`.
+      deterministic_reduce: parts of the batch in a fixed order, see `fixed_order`; 0
+        for none. It excludes `columns` and `micro_batches`.
 
     Returns:
       step(state, batch) -> (state, scalars). The scalars are named as in
       metrics.jsonl; with automatic partitioning each is over the global batch.
     """
-    loss = make_loss(
-        views, method=method, settings=loss_settings, mesh=mesh, columns=columns
-    )
     in_float64 = jnp.dtype(model.backbone.dtype) == jnp.float64
     dtype = jnp.dtype(jnp.float64 if in_float64 else reduce_dtype)
     network = Network(model, mesh, views, seed, columns, dtype)
-    run = make_pass(network, loss, micro_batches=micro_batches)
+    settings = {"method": method, "settings": loss_settings}
+    loss = make_loss(views, **settings, mesh=mesh, columns=columns)
+    run = partial(at_once, network, loss)
+    if micro_batches > 1:
+        run = partial(in_parts, network, loss, micro_batches)
+    if deterministic_reduce:
+        alone = make_loss(views, **settings, mesh=None)
+        run = partial(in_fixed_order, network, alone, deterministic_reduce)
 
     def train_step(state: TrainState, batch: Mapping[str, Any]):
         value, terms, z, batch_stats, grads = run(

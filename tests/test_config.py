@@ -227,6 +227,8 @@ def test_an_unknown_key_or_a_wrong_type_is_refused(override, words):
         ("optim.warmup_epochs=-1", "at least 0"),
         ("optim.warmup_epochs=101", "is more than optim.epochs=100; set it to 100"),
         ("mesh.data=0", "set -1 (all devices) or at least 1"),
+        ("step.remat=half", "choose one of none, convolutions, blocks"),
+        ("step.micro_batches=0", "at least 1"),
         ("mesh.model=0", "at least 1"),
         ("checkpoint.every_steps=0", "at least 1"),
         ("checkpoint.keep=1", "at least 2"),
@@ -295,6 +297,16 @@ def test_checks_that_need_two_settings():
 def test_an_alignment_without_a_kernel_term_may_be_trained():
     config = configs.apply_overrides(configs.default(), ["loss.mmd_coeff=0"])
     configs.validate(config)
+
+
+def test_a_fixed_order_of_sums_excludes_other_passes():
+    message = refusal("step.deterministic_reduce=4", "step.micro_batches=2")
+    assert (
+        "step.micro_batches=2 does not go with step.deterministic_reduce=4" in message
+    )
+    assert "mesh.projector" in refusal(
+        "step.deterministic_reduce=4", "mesh.projector=data"
+    )
 
 
 def test_a_batch_is_at_most_the_data_set():

@@ -18,37 +18,37 @@ LEVELS = [
     "collectives commands config_ranges data data.jpeg data.progress device_checks "
     "errors jobs kernels metrics models.cpu_convolutions optim "
     "planning planning.hardware report.page settings",
-    "checkpoint commands.parsing config_files data.builders.archives "
-    "data.builders.records data.folders data.idx data.pipeline data.prepared "
-    "data.records data.resize data.subset_setting data.views eval_settings "
-    "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
-    "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
-    "locks mesh mmd_forms models.layers models.norm report.run resample "
+    "commands.parsing config_files data.builders.archives data.builders.records "
+    "data.folders data.idx data.pipeline data.prepared data.records data.resize "
+    "data.subset_setting data.views eval_settings evaluators.baselines "
+    "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
+    "feature_set.checks feature_set.layout files interrupts locks mesh mmd_forms "
+    "models.layers models.norm processes.cluster processes.talk report.run resample "
     "weights.exported weights.stored",
     "augment covariance data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
     "feature_set.shard feature_set.shard_file mmd models.projector models.resnet "
-    "planning.programs "
-    "report.curves report.records report.verdict weights.archives weights.pickled "
-    "weights.safetensors_files",
-    "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
+    "planning.programs processes.roll_call report.curves report.records report.verdict "
+    "weights.archives weights.pickled weights.safetensors_files",
+    "config_checks data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
     "feature_set.writer losses models planning.arithmetic planning.memory "
-    "planning.received planning.told report.accuracy report.evaluations "
+    "planning.received planning.told processes report.accuracy report.evaluations "
     "weights.torch_files",
-    "config_keys data.builders data.checking data.crops data.images data.opening "
-    "evaluators.logreg feature_set passes report train_state weights.names",
-    "commands.reports config data.loader image_set step weights.card weights.export "
-    "weights.files",
-    "commands.configuration rundir weights",
+    "checkpoint config_keys data.bad_pictures data.builders data.checking "
+    "data.opening evaluators.logreg feature_set passes processes.rows report "
+    "train_state weights.names",
+    "commands.reports config data.crops data.images fixed_order summary "
+    "weights.card weights.export weights.files",
+    "commands.configuration data.loader image_set rundir step weights",
     "evaluation jobs.results run_log subject",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised planning.counted",
-    "jobs.finetune jobs.gauges jobs.linear planning.plan",
+    "jobs.finetune jobs.gauges jobs.linear planning.plan processes.local",
     "commands.planning jobs.stored",
     "jobs.runner",
     "jobs.follow",

@@ -196,6 +196,22 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole_loss(x64, layout):
         np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-11)
 
 
+def test_a_fixed_order_gives_the_same_bits_on_any_number_of_devices(x64, alone):
+    """And in float64 the plain step's numbers."""
+    found = []
+    for devices in (1, 2, 4):
+        run = Run(devices, dtype="float32", deterministic_reduce=4)
+        state, _ = run.step(run.first(), run.batch())
+        state, scalars = run.step(state, run.batch())
+        found.append(jax.device_get((state, scalars)))
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, found[0])
+    run = Run(2, deterministic_reduce=4)
+    _, scalars = run.step(run.first(), run.batch())
+    for name, value in alone[1][0].items():
+        np.testing.assert_allclose(scalars[name], value, rtol=1e-9, err_msg=name)
+
+
 def test_a_checkpoint_goes_from_one_layout_to_another(tmp_path, x64):
     from sfrik_jax.checkpoint import Checkpoints
 
