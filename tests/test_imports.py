@@ -73,7 +73,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
-    "commands",
+    "commands planning",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",

@@ -101,16 +101,21 @@ def test_a_chain_of_products_holds_two_results_at_a_time():
 
 
 def test_what_the_backward_pass_reads_lives_until_then():
-    def loss(x, w):
-        for _ in range(5):
-            x = jnp.sin(x @ w)
-        return jnp.sum(x)
+    def layer(x, w):
+        return jnp.sin(x @ w)
 
-    kept = peak(jax.grad(loss), SQUARE, SQUARE)
-    again = peak(jax.grad(jax.checkpoint(loss)), SQUARE, SQUARE)
-    # Of each layer sin's operand or cosine, and sin itself but for the last.
-    assert kept >= 400 * (2 + 9)
-    assert again >= kept  # one unit: all of it is computed again at once
+    def kept(layer):
+        def loss(x, w):
+            for _ in range(5):
+                x = layer(x, w)
+            return jnp.sum(x)
+
+        return peak(jax.grad(loss, argnums=(0, 1)), SQUARE, SQUARE) / 400
+
+    # x, w, five products and four sines; at most three more on the way back.
+    assert 11 <= kept(layer) <= 14
+    # x, w and four sines; a layer that is computed again has four at most.
+    assert 6 <= kept(jax.checkpoint(layer)) <= 10
 
 
 def test_arrays_outside_an_island_are_split_as_their_operands():
@@ -172,7 +177,7 @@ def test_blocks_that_are_computed_again_cost_their_forward_pass(small):
         flop[remat] = work["backbone"].flop
     assert flop["convolutions"] == flop["none"]
     # The stem's gradient by the images is not needed, so that forward is over a third.
-    assert 1.33 < flop["blocks"] / flop["none"] < 1.4
+    assert 1.33 < flop["blocks"] / flop["none"] < 1.45
 
 
 def test_a_step_has_the_work_of_its_network(small):
