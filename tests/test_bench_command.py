@@ -37,6 +37,8 @@ def call(monkeypatch, capsys, bench, *words):
         ("input", "--pictures 0"),
         ("knn", "--k 10,0"),
         ("heads", "--heads two"),
+        ("memory", "--q 0"),
+        ("comm", "--devices 0"),
     ],
 )
 def test_a_wrong_value_is_one_line(monkeypatch, capsys, bench, words):
