@@ -78,15 +78,34 @@ class DiskFullError(SfrikError):
 
 
 class Preempted(SfrikError):
-    """The run was told to stop; it has saved its state and can be run again."""
+    """The run was told to stop; it has saved its state and can be run again.
+
+    Attributes:
+      alone: raised in one process of several, where the others do not come.
+    """
 
     code = 75
+    alone = False
 
 
 class WorkerError(SfrikError):
     """A process of this run ended before its work did; the run can go on again."""
 
     code = 76
+
+
+class LostPeerError(SfrikError):
+    """Another process of this job did not come, or is gone; the job can go on again."""
+
+    code = 76
+
+
+class ToldError(SfrikError):
+    """What ended another process of this job ends this one with the same code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class MismatchError(SfrikError):

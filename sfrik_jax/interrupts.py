@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Stop:
     """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered.
 
-    The loop looks at `requested` after each step. A second signal ends the process at
+    The loop asks whether a stop is `reached` after each step. A second signal ends the process at
     once with code 75: the last checkpoint stays valid. Of several that are entered
     within each other, such as a job's within that of a series of jobs, all learn of a
     signal, also the one that is entered after it.
@@ -36,8 +36,19 @@ class Stop:
             signal.signal(number, handler)
         self._entered.remove(self)
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; asked once for each."""
+        return self.requested
+
     def check(self, where: str) -> None:
-        """Raises Preempted where a stop is requested and nothing is left to save."""
+        """Raises Preempted where a stop is requested and nothing is left to save.
+
+        All processes of a job come here, and one that is asked to stop stops all.
+        """
+        self.check_here(where)
+
+    def check_here(self, where: str) -> None:
+        """`check` where only this process may come; the others end as by an error."""
         if self.requested:
             raise Preempted(f"preempted {where}; run the same command again to go on")
 

@@ -1,0 +1,198 @@
+"""What the processes of a job tell each other: texts, notices, and when to stop.
+
+All of it goes through the key-value store of jax's coordination service, so that it
+waits for slow hosts without a device, and nothing of it is in the way of a step. jax
+has the store behind a private name; this module is the only one that uses it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sfrik_jax.errors import LostPeerError, ToldError
+
+log = logging.getLogger("sfrik")
+
+# A wait in the store cannot be interrupted: it is done in pieces of so many ms.
+PIECE = 500
+# Seconds that process 0 has to close its files once another process has failed.
+GRACE = 5.0
+# Seconds that process 0, which keeps the store, waits for the others to hear of it.
+HEARD = 3.0
+
+
+class Talk:
+    """The talk of one process with the others of its job.
+
+    Args:
+      client: jax's client of the coordination service.
+      index: of this process. count: of all.
+    """
+
+    def __init__(self, client: Any, index: int, count: int) -> None:
+        self.index, self.count = index, count
+        self._client = client
+        self._calls = 0
+        self.failure: ToldError | None = None
+        # The last step that was asked about, and the one to stop at once it is known.
+        self._step, self.stop_at = -1, None
+        self.stop_requested = False
+        self._at_step = threading.Lock()
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def gather(self, text: str) -> list[str]:
+        """The texts of all processes, in their order. Waits for the slowest.
+
+        All processes call it equally often, in one order.
+
+        Raises:
+          ToldError: another process has failed meanwhile.
+          LostPeerError: process 0 is gone.
+        """
+        self._calls += 1
+        place = f"sfrik/gather/{self._calls}"
+        self._client.key_value_set(f"{place}/{self.index}", text)
+        texts = [self._get(f"{place}/{i}") for i in range(self.count)]
+        # All have called this one, so all are through with the one before.
+        if self._calls > 1:
+            self._client.key_value_delete(
+                f"sfrik/gather/{self._calls - 1}/{self.index}"
+            )
+        return texts
+
+    def reached(self, step: int) -> bool:
+        """Whether all processes stop at this step; asked once for each, in order.
+
+        It costs a lock that nobody holds: a stop is agreed by the threads that watch.
+        The first asked of any process that none has passed is where all of them stop.
+        """
+        with self._at_step:
+            self._step = step
+            return self.stop_at is not None and step >= self.stop_at
+
+    def fail(self, code: int, message: str) -> None:
+        """Tells the others that this process ends, and why."""
+        about = {"failed": self.index, "code": code, "message": message}
+        with contextlib.suppress(Exception):
+            self._notify(about)
+
+    def hear(self) -> None:
+        """Before the end after a failure: process 0 goes last, as it keeps the store."""
+        self._over.set()
+        with contextlib.suppress(Exception):
+            if self.index > 0:
+                self._client.key_value_set(f"sfrik/heard/{self.index}", "")
+            else:
+                self._wait_until_heard()
+
+    def close(self) -> None:
+        """Ends the watching, of which nothing may be left when Python ends."""
+        self._over.set()
+        self._watcher.join()
+
+    def _get(self, key: str) -> str:
+        while True:
+            self.raise_failure()
+            try:
+                return self._client.blocking_key_value_get(key, PIECE)
+            except Exception as error:
+                if not _is_timeout(error):
+                    raise lost(error) from error
+
+    def raise_failure(self) -> None:
+        """Raises what another process told of its end, if one did."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _notify(self, about: dict[str, Any]) -> None:
+        number = self._client.key_value_increment("sfrik/notices", 1)
+        self._client.key_value_set(f"sfrik/notice/{number}", json.dumps(about))
+
+    def _watch(self) -> None:
+        """Hears notices, and tells the others of a signal that came here."""
+        number, told = 1, False
+        while not self._over.is_set():
+            try:
+                if self.stop_requested and not told:
+                    told = True
+                    self._notify({"stop": self.index})
+                text = self._client.blocking_key_value_get(
+                    f"sfrik/notice/{number}", PIECE
+                )
+            except Exception as error:
+                if _is_timeout(error):
+                    continue
+                if not self._over.is_set():
+                    self._left_alone(error)
+                return
+            number += 1
+            about = json.loads(text)
+            if "stop" in about:
+                self._agree_to_stop()
+            elif about["failed"] != self.index:
+                self._told_of_failure(about)
+
+    def _agree_to_stop(self) -> None:
+        """stop_at = 1 + the last step that any process has asked about."""
+        with self._at_step:
+            if self.stop_at is not None:
+                return
+            try:
+                self._client.key_value_set(f"sfrik/at/{self.index}", str(self._step))
+                steps = [int(self._get(f"sfrik/at/{i}")) for i in range(self.count)]
+            except Exception:
+                return  # the job is ending otherwise, which the watch tells
+            self.stop_at = 1 + max(steps)
+
+    def _told_of_failure(self, about: dict[str, Any]) -> None:
+        message = f"process {about['failed']}: {about['message']}"
+        self.failure = ToldError(message, about["code"])
+        if self.index > 0:
+            self.hear()
+            end("", about["code"])
+        # This process has files to close. What it waits for fails when the other ends,
+        # on most backends.
+        if not self._over.wait(GRACE):
+            end(f"error: {message}", about["code"])
+
+    def _wait_until_heard(self) -> None:
+        deadline = time.monotonic() + HEARD
+        for index in range(1, self.count):
+            left = deadline - time.monotonic()
+            self._client.blocking_key_value_get(
+                f"sfrik/heard/{index}", max(1, round(left * 1000))
+            )
+        time.sleep(0.3)  # they end right after that word
+
+    def _left_alone(self, error: Exception) -> None:
+        """The store is gone, and with it process 0. jax ends this process by SIGABRT."""
+        end(f"error: process {self.index}: {lost(error)}", LostPeerError.code)
+
+
+def end(line: str, code: int) -> None:
+    """Ends the process at once: what waits for others that are gone waits no more."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, f"{line}\n".encode() if line else b"")
+    os._exit(code)
+
+
+def lost(error: BaseException) -> LostPeerError:
+    """A loss of another process, from how jax tells it."""
+    first = " ".join(str(error).split())[:160]
+    return LostPeerError(
+        f"another process of this job is gone ({first}); the last checkpoint is valid: "
+        "start all of them again"
+    )
+
+
+def _is_timeout(error: Exception) -> bool:
+    return "DEADLINE_EXCEEDED" in str(error)
