@@ -271,15 +271,10 @@ def test_a_job_that_cannot_start_ends_with_2(batch, words, variables, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_node_s_only_task_gets_all_its_gpus_and_processors(batch):
-    batch.program(
-        "python", 'echo "$JAX_LOCAL_DEVICE_IDS $SRUN_CPUS_PER_TASK" >>"$SAID"'
-    )
-    gpus = {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "12"}
-    batch("0 0", SLURM_JOB_NUM_NODES="2", **gpus)
-    assert batch.tasks() == ["0,1,2,3 12"] * 2
-    batch("0 0", SLURM_JOB_NUM_NODES="1", **gpus)
-    assert batch.tasks() == [" 12"] * 2
+def test_the_step_gets_the_processors_of_the_job(batch):
+    batch.program("python", 'echo "$SRUN_CPUS_PER_TASK" >>"$SAID"')
+    batch("0", SLURM_CPUS_PER_TASK="12")
+    assert batch.tasks() == ["12"]
 
 
 # A step that ends 0.3 s after its first signal, or when it is told by a file.
