@@ -25,14 +25,31 @@ esac'
 # unranked CODE: the program's own code.
 unranked() { if [ "$1" -gt 160 ]; then echo $(($1 - 160)); else echo "$1"; fi; }
 
+# workdir_of WORDS: the value of --workdir among them.
+workdir_of() {
+  local word before='' found=''
+  for word in "$@"; do
+    if [ "$before" = --workdir ]; then found=$word; fi
+    case $word in --workdir=*) found=${word#*=} ;; esac
+    before=$word
+  done
+  if [ -n "$found" ]; then echo "$found"; return; fi
+  echo "error: --workdir DIR is missing; all processes and all restarts need the same one" >&2
+  return 2
+}
+
 # newest_step WORKDIR: of its checkpoints; 0 without.
 newest_step() {
   local step newest=0
-  for step in "$1"/checkpoints/*; do
+  while read -r step; do
+    step=${step%/}
     step=${step##*/}
     case $step in '' | *[!0-9]*) continue ;; esac
     if [ "$step" -gt "$newest" ]; then newest=$step; fi
-  done
+  done < <(case $1 in
+    gs://*) gcloud storage ls "${1%/}/checkpoints/" ;;
+    *) ls "$1/checkpoints" ;;
+  esac 2>/dev/null)
   echo "$newest"
 }
 
