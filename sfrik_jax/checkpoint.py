@@ -7,22 +7,30 @@ in silence.
 """
 
 import contextlib
+import functools
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from sfrik_jax.errors import CorruptInputError
+from sfrik_jax import processes
+from sfrik_jax.errors import CorruptInputError, Preempted
 
 log = logging.getLogger("sfrik")
 
 
 class Checkpoints:
     """The checkpoints of one run directory.
+
+    All processes of a job save and restore, each what its devices hold.
 
     Args:
       directory: created when missing.
@@ -60,8 +68,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        # A save that other processes have left would wait for them.
+        if kind in (None, Preempted) or processes.count() == 1:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that are stored, oldest first."""
@@ -75,7 +85,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._manager.check_for_errors()
-        digest = {k: v.tolist() for k, v in jax.device_get(digests(state)).items()}
+        digest = _listed(state)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             meta=ocp.args.JsonSave({"digest": digest}),
@@ -96,7 +106,8 @@ class Checkpoints:
           CorruptInputError: checkpoints are there and none is whole.
         """
         bad = []
-        for step in reversed(self.steps()) if only is None else [only]:
+        stored = processes.from_first(self.steps) if only is None else [only]
+        for step in reversed(stored):
             state, problem = self._restore_step(step, abstract)
             if problem is None:
                 return state
@@ -104,33 +115,43 @@ class Checkpoints:
             log.warning("SFRIK-CKPT-CORRUPT step %d: %s", step, problem)
             self._set_aside(step)
         # Also those that an earlier start set aside: a second try is no fresh start.
-        bad = bad or sorted(path.name for path in self.directory.glob("*.corrupt*"))
+        bad = bad or processes.from_first(
+            lambda: sorted(path.name for path in self.directory.glob("*.corrupt*"))
+        )
         if bad:
-            raise CorruptInputError(
-                f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}); "
-                + self._remedy
+            raise processes.of_all(
+                CorruptInputError(
+                    f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}); "
+                    + self._remedy
+                )
             )
         return None
 
     def _restore_step(self, step: int, abstract: Any) -> tuple[Any, str | None]:
+        restored, problem = self._read_step(step, abstract)
+        # What one process cannot read no process takes.
+        problem = next(filter(None, processes.gather(problem)), "")
+        if problem:
+            return None, problem
+        stored, found = dict(restored["meta"]["digest"]), _listed(restored["state"])
+        for leaf in sorted(stored.keys() | found.keys()):
+            if stored.get(leaf) != found.get(leaf):
+                return None, f"leaf {leaf} digest mismatch"
+        return restored["state"], None
+
+    def _read_step(self, step: int, abstract: Any) -> tuple[Any, str]:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
         )
         try:
             restored = self._manager.restore(step, args=items)
-            stored = dict(restored["meta"]["digest"])
+            dict(restored["meta"]["digest"])
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise  # of the machine, not of the checkpoint
         # Single flipped bits made Orbax raise AttributeError and Exception itself.
         except Exception as error:
             return None, f"cannot be read ({repr(error)[:200]})"
-        found = {
-            k: v.tolist() for k, v in jax.device_get(digests(restored["state"])).items()
-        }
-        for leaf in sorted(stored.keys() | found.keys()):
-            if stored.get(leaf) != found.get(leaf):
-                return None, f"leaf {leaf} digest mismatch"
-        return restored["state"], None
+        return restored, ""
 
     def _set_aside(self, step: int) -> None:
         if self._read_only:
@@ -140,7 +161,9 @@ class Checkpoints:
         while target.exists():
             number += 1
             target = path.with_name(f"{step}.corrupt{number}")
-        path.rename(target)
+        if processes.first():
+            path.rename(target)
+        processes.barrier()
         self._manager.reload()
 
 
@@ -163,10 +186,23 @@ def digests(tree: Any) -> dict[str, jax.Array]:
     on the order, so every sharding gives the same digest. It is made for accidents,
     not for adversaries.
     """
-    return _digest_tree(tree)
+    shardings = {getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)}
+    meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding)}
+    return _digest_on(next(iter(meshes), None))(tree)
 
 
-@jax.jit
+def _listed(tree: Any) -> dict[str, list[int]]:
+    """`digests` as JSON has them."""
+    return {k: v.tolist() for k, v in jax.device_get(digests(tree)).items()}
+
+
+@functools.cache
+def _digest_on(mesh: jax.sharding.Mesh | None):
+    """Digests whole on each device: a process sees its own devices alone."""
+    whole = None if mesh is None else NamedSharding(mesh, P())
+    return jax.jit(_digest_tree, out_shardings=whole)
+
+
 def _digest_tree(tree: Any) -> dict[str, jax.Array]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): _leaf_digest(leaf) for path, leaf in leaves}
@@ -179,8 +215,12 @@ def _leaf_digest(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8)
     width = min(x.dtype.itemsize, 4) * 8  # 8-byte types become pairs of words
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}"))
-    words = bits.astype(jnp.uint32).reshape(-1)
-    place = jax.lax.iota(jnp.uint32, words.size)
+    words = bits.astype(jnp.uint32)
+    # Not flattened, which would bring a sharded leaf together on each device.
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(words.ndim):
+        stride = np.uint32(math.prod(words.shape[axis + 1 :]) % 2**32)
+        place += stride * jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     seeds = (jnp.uint32(1), jnp.uint32(0x9E3779B9))
     return jnp.stack(
         [jnp.sum(_mix(words ^ _mix(place + s)), dtype=jnp.uint32) for s in seeds]

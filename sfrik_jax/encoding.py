@@ -32,6 +32,17 @@ def encoder(
     )
 
 
+def local_copy(variables: Any, mesh: Mesh) -> Any:
+    """Variables that are whole on each device of a job, on those of this process.
+
+    Args: mesh: of devices of this process.
+    """
+    whole = mesh_lib.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.device_put(x.addressable_data(0), whole), variables
+    )
+
+
 # One function for all encoders: the same network compiles once.
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(backbone, mean, std, variables, images):

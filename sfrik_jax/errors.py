@@ -80,12 +80,15 @@ class DiskFullError(SfrikError):
 class Preempted(SfrikError):
     """The run was told to stop; it has saved its state and can be run again.
 
-    Attributes:
-      alone: raised in one process of several, where the others do not come.
+    Args:
+      of_all: all processes of the job raise it, at the same place.
     """
 
     code = 75
-    alone = False
+
+    def __init__(self, message: str, *, of_all: bool = False) -> None:
+        super().__init__(message)
+        self.of_all = of_all
 
 
 class WorkerError(SfrikError):

@@ -3,7 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,13 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax import metrics, weights
-from sfrik_jax.data.bad_pictures import FILE as BAD_PICTURES
+from sfrik_jax import metrics, processes, weights
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.opening import open_source, subset_of
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.subset_setting import probe_data
 from sfrik_jax.data.views import View
-from sfrik_jax.encoding import encoder
+from sfrik_jax.encoding import encoder, local_copy
 from sfrik_jax.errors import ConfigError, MissingInputError
 from sfrik_jax.evaluators import (
     Settings,
@@ -30,7 +30,9 @@ from sfrik_jax.evaluators import (
 )
 from sfrik_jax.image_set import BATCH_SIZE, ImageSet
 from sfrik_jax.models.resnet import ResNet
+from sfrik_jax.processes import rows
 from sfrik_jax.rundir import RunDirectory
+from sfrik_jax.summary import show
 from sfrik_jax.train_state import TrainState, backbone_variables
 
 log = logging.getLogger("sfrik")
@@ -44,6 +46,9 @@ Results = dict[str, float]
 
 class Evaluation:
     """kNN and linear probe of a backbone on the labelled splits of a run.
+
+    Of several processes each encodes its share of the pictures; the first one computes
+    and tells the others, which wait without a device.
 
     Args:
       view: whose normalisation the evaluation uses.
@@ -69,7 +74,8 @@ class Evaluation:
         source: Source,
         bad: BadPictures | None = None,
     ) -> None:
-        self._config, self._mesh, self._bad = config, mesh, bad
+        # Each process encodes by itself: no device waits for another host's pictures.
+        self._config, self._mesh, self._bad = config, mesh.local_mesh, bad
         # The last step's accuracies serve its line of metrics and the summary.
         self._newest: Results = {}
         self._newest_step = -1
@@ -112,8 +118,8 @@ class Evaluation:
             return {}
         step = int(state.step)
         if step != self._newest_step:
-            features_of = self._features(backbone_variables(state))
-            self._newest, self._newest_step = self._accuracies(*features_of), step
+            found = self._accuracies(*self._features(self._variables(state)))
+            self._newest, self._newest_step = found, step
         return self._newest
 
     def finish(
@@ -129,15 +135,10 @@ class Evaluation:
         Args:
           check: raises where a stop was asked for; called between the parts.
         """
-        variables = backbone_variables(state)
-        path = run.path / "backbone.safetensors"
-        summary: dict[str, Any] = {}
-        about = weights.describe(
-            self._config.model, self._config.eval, self._normalization
+        variables = self._variables(state)
+        summary: dict[str, Any] = processes.from_first(
+            lambda: self._export(run, variables)
         )
-        summary["weights_sha256"] = weights.save(path, variables, about)
-        # As the records of evaluation commands state it, whatever file they read.
-        summary["backbone_sha256"] = weights.fingerprint(variables, about["arch"])
         if self.labelled:
             _say("the pretrained network")
             summary |= self.run(state)
@@ -146,7 +147,34 @@ class Evaluation:
                 _say("the untrained network, pixels and colour histograms")
                 summary |= self._baselines(random_state())
                 check("in the evaluation")
-        self._draw_neighbours(run, variables)
+        if self._bad is not None:
+            self._bad.share()
+        for images_of in filter(None, (self._train, self._test)):
+            images_of.settle()
+        if processes.first():
+            self._draw_neighbours(run, variables)
+            self._write_summary(run, summary, int(state.step), seconds)
+        processes.barrier()
+
+    def _variables(self, state: TrainState) -> Any:
+        """The backbone's, whole on each device of this process."""
+        return local_copy(backbone_variables(state), self._mesh)
+
+    def _export(self, run: RunDirectory, variables: Any) -> dict[str, str]:
+        """Writes the backbone; the hashes of the file and of the weights."""
+        about = weights.describe(
+            self._config.model, self._config.eval, self._normalization
+        )
+        path = run.path / "backbone.safetensors"
+        return {
+            "weights_sha256": weights.save(path, variables, about),
+            # As the records of evaluation commands state it, whatever file they read.
+            "backbone_sha256": weights.fingerprint(variables, about["arch"]),
+        }
+
+    def _write_summary(
+        self, run: RunDirectory, summary: dict[str, Any], steps: int, seconds: float
+    ) -> None:
         rates = [
             row.get("time/views_per_second") for row in metrics.read_rows(run.path)
         ]
@@ -154,7 +182,7 @@ class Evaluation:
         summary |= {
             "train_seconds": round(seconds, 1),
             "views_per_second": round(float(np.median(rates)), 1) if rates else None,
-            "steps": int(state.step),
+            "steps": steps,
             "seed": self._config.seed,
             "train_images": len(self._train.source) - self._train.left_out,
             "train_images_left_out": self._train.left_out,
@@ -165,7 +193,7 @@ class Evaluation:
             "protocol": self.protocol,
         }
         run.write_json("summary.json", summary)
-        print_summary(summary)
+        show(summary)
 
     def _open(self, split: str, training: Source) -> Source:
         data = self._config.data
@@ -189,9 +217,22 @@ class Evaluation:
 
     def _features(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
         assert self._test is not None
-        return self._extract(variables, self._train.batches()), self._extract(
-            variables, self._test.batches()
+        return self._of_all(
+            lambda images_of: self._extract(variables, images_of.batches())
         )
+
+    def _of_all(
+        self, features_of: Callable[[ImageSet], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the pictures to learn from and to test on, of all processes."""
+        found = []
+        for images_of in (self._train, self._test):
+            assert images_of is not None
+            few = np.zeros((0,), np.float32)  # pictures than processes
+            made = features_of(images_of) if len(images_of) else few
+            found.append(rows.concatenated(made))
+            images_of.settle()
+        return found[0], found[1]
 
     def _extract(self, variables: Any, batches: Iterator[np.ndarray]) -> np.ndarray:
         parts = self._mesh.shape[mesh_lib.DATA]
@@ -201,6 +242,9 @@ class Evaluation:
         )
 
     def _accuracies(self, train: np.ndarray, test: np.ndarray) -> Results:
+        return processes.from_first(lambda: self._computed(train, test))
+
+    def _computed(self, train: np.ndarray, test: np.ndarray) -> Results:
         num_classes, labels = self._train.source.num_classes, self._train.labels
         test_labels = self._test.labels if self._test else None
         assert num_classes and labels is not None and test_labels is not None
@@ -218,17 +262,12 @@ class Evaluation:
 
     def _baselines(self, random: TrainState) -> Results:
         """The same evaluation of the untrained network, of pixels and of colours."""
-        assert self._test is not None
-        sets = {"random_init": self._features(backbone_variables(random))}
+        sets = {"random_init": self._features(self._variables(random))}
         for name, function in (
             ("pixels", baselines.pixels),
             ("color_histogram", baselines.color_histogram),
         ):
-            train, test = (
-                np.concatenate([function(images) for images in images_of.batches()])
-                for images_of in (self._train, self._test)
-            )
-            sets[name] = (train, test)
+            sets[name] = self._of_all(partial(_made, function))
         return {
             f"{name}_{key}": value
             for name, (train, test) in sets.items()
@@ -256,36 +295,10 @@ class Evaluation:
         )
 
 
+def _made(function: Callable[[np.ndarray], np.ndarray], images: ImageSet) -> np.ndarray:
+    return np.concatenate([function(each) for each in images.batches()])
+
+
 def _say(what: str) -> None:
-    print(f"evaluating {what}", file=sys.stderr, flush=True)
-
-
-ENCODERS = {
-    "": "pretrained",
-    "random_init_": "random initialisation",
-    "pixels_": "pixels",
-    "color_histogram_": "colour histogram",
-}
-
-
-def print_summary(summary: Mapping[str, Any]) -> None:
-    """The table of encoders on the standard output."""
-    names = [key for key in summary if key.startswith("knn") and key.endswith("top1")]
-    if names:
-        print(f"{'':24s}{'linear top-1':>14s}{names[0].replace('_', ' '):>14s}   (%)")
-        for prefix, title in ENCODERS.items():
-            if f"{prefix}linear_top1" in summary:
-                linear, knn = (
-                    summary[f"{prefix}{n}"] for n in ("linear_top1", names[0])
-                )
-                print(f"{title:24s}{linear:14.1f}{knn:14.1f}")
-    if summary["bad_pictures"]:
-        print(
-            f"{summary['bad_pictures']} bad pictures, replaced in training; "
-            f"{summary['train_images_left_out']} left out of what the probes learn "
-            f"from; see {BAD_PICTURES}"
-        )
-    print(
-        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s, "
-        f"{summary['views_per_second'] or 0:,.0f} views/s"
-    )
+    if processes.first():
+        print(f"evaluating {what}", file=sys.stderr, flush=True)

@@ -1,4 +1,7 @@
-"""A split as the evaluation sees it: resized, centre-cropped, in order."""
+"""A split as the evaluation sees it: resized, centre-cropped, in order.
+
+Of several processes each decodes its share of the pictures.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -6,10 +9,12 @@ from functools import partial
 
 import numpy as np
 
+from sfrik_jax import processes
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.images import eval_batches
 from sfrik_jax.data.sources import Source
 from sfrik_jax.errors import CorruptInputError
+from sfrik_jax.processes import rows
 
 # Sets up to this size are decoded once and kept.
 CACHED_BYTES = 2**30
@@ -22,7 +27,7 @@ SAMPLED_LABELS = 1_000
 
 
 class ImageSet:
-    """The pictures of a split, and their labels once they are known.
+    """The pictures of a split that are this process's, and the labels of all of them.
 
     Args:
       bad: leaves bad pictures out, if it is there and skips; else the first one raises.
@@ -38,7 +43,9 @@ class ImageSet:
         bad: BadPictures | None = None,
     ) -> None:
         self.source = source
-        self.left_out = 0  # pictures, known after a pass over all of them
+        self.left_out = 0  # of all pictures, known once they are `settled`
+        self._share = rows.share(len(source))
+        self._count: int | None = None  # of this process, after a pass
         self._bad = bad
         # The first picture tells; reading all labels of a large set reads its pictures.
         # Multi-label sets count as unlabelled: kNN and probe take one label a picture.
@@ -47,7 +54,10 @@ class ImageSet:
             and not source.multi_label
             and self._first_is_labelled()
         )
+        # Of this process, then of all.
+        self._own_labels: np.ndarray | None = None
         self._labels: np.ndarray | None = None
+        self._settled = False
         self._decode = partial(
             eval_batches,
             source,
@@ -57,7 +67,7 @@ class ImageSet:
             workers=workers,
             bad=bad,
         )
-        small = len(source) * image_size**2 * 3 <= CACHED_BYTES
+        small = len(self._share) * image_size**2 * 3 <= CACHED_BYTES
         self._cache: list[np.ndarray] | None = [] if small else None
 
     def check_labels(self, least_classes: int) -> None:
@@ -105,12 +115,12 @@ class ImageSet:
         )
 
     def batches(self) -> Iterator[np.ndarray]:
-        """uint8 [<= BATCH_SIZE, S, S, 3] each."""
+        """The pictures of this process, uint8 [<= BATCH_SIZE, S, S, 3] each."""
         if self._cache:
             yield from self._cache
             return
         made, labels, count = [], [], 0
-        for images, batch_labels in self._decode():
+        for images, batch_labels in self._decode(rows=self._share):
             if self._cache is not None:
                 made.append(images)
             if self.labelled:
@@ -120,8 +130,28 @@ class ImageSet:
         if self._cache is not None:
             self._cache = made
         if self.labelled:
-            self._labels = np.concatenate(labels)
-        self.left_out = len(self.source) - count
+            self._own_labels = np.concatenate([np.zeros(0, np.int32), *labels])
+        self._count = count
+        if processes.count() == 1:
+            self.settle()
+
+    def __len__(self) -> int:
+        """Pictures of this process, the bad ones included."""
+        return len(self._share)
+
+    def settle(self) -> None:
+        """Brings together what the processes know of their pictures; all call it."""
+        if self._settled:
+            return
+        if self.labelled and self._count is None:
+            for _ in self.batches():
+                pass
+        self._settled = self._count is not None or processes.count() > 1
+        if self._own_labels is not None:
+            self._labels = rows.concatenated(self._own_labels)
+        counts = processes.gather("" if self._count is None else str(self._count))
+        if all(counts):
+            self.left_out = len(self.source) - sum(map(int, counts))
 
     def _checked(self, labels: np.ndarray | None) -> np.ndarray:
         """The labels of a batch, if all of its pictures have one of the classes."""
@@ -136,13 +166,14 @@ class ImageSet:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [N], known after a pass over the pictures; None without labels."""
-        if self.labelled and self._labels is None:
-            for _ in self.batches():
-                pass
+        """int32 [N] of all pictures, None without labels; the first call is of all."""
+        self.settle()
         return self._labels
 
     def first(self, count: int) -> np.ndarray:
-        """The first images, uint8 [<= count, S, S, 3]."""
-        needed = itertools.islice(self.batches(), -(-count // BATCH_SIZE))
+        """The first images of the split, uint8 [<= count, S, S, 3], in any process."""
+        batches = self.batches()
+        if len(self._share) < min(count, len(self.source)):
+            batches = (images for images, _ in self._decode())
+        needed = itertools.islice(batches, -(-count // BATCH_SIZE))
         return np.concatenate(list(needed))[:count]

@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Stop:
     """Notes SIGTERM, SIGINT and SIGUSR1 while it is entered.
 
-    The loop asks whether a stop is `reached` after each step. A second signal ends the process at
-    once with code 75: the last checkpoint stays valid. Of several that are entered
-    within each other, such as a job's within that of a series of jobs, all learn of a
-    signal, also the one that is entered after it.
+    The loop asks whether a stop is `reached` after each step. A second signal ends the
+    process at once with code 75: the last checkpoint stays valid. Of several that are
+    entered within each other, such as a job's within that of a series of jobs, all
+    learn of a signal, also the one that is entered after it.
     """
 
     _entered: ClassVar[list["Stop"]] = []

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from sfrik_jax import metrics
+from sfrik_jax import metrics, processes
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data.loader import Batch, TrainLoader
 from sfrik_jax.errors import Preempted, WorkerError
@@ -75,11 +75,12 @@ def run_steps(
       NonFiniteError: the loss or the gradient is not finite.
     """
     total, first = plan.total, int(state.step)
+    evaluated = processes.from_first(lambda: _was_evaluated(run, plan, first))
     with (
         contextlib.closing(loader.iterate(first)) as batches,
-        metrics.Writer(run.path, last_step=first) as writer,
-        metrics.Display(total, first, name=plan.name) as display,
-        Trace(*plan.trace, run.path) as trace,
+        _writer(run, first) as writer,
+        _display(plan, first) as display,
+        _trace(plan, run) as trace,
     ):
         log = RunLog(
             run,
@@ -94,7 +95,7 @@ def run_steps(
             seed=plan.seed,
             remedy=plan.remedy,
         )
-        if _due(first, plan.evaluate_every) and not _was_evaluated(run, plan, first):
+        if _due(first, plan.evaluate_every) and not evaluated:
             log.evaluated(first, plan.evaluate(state), plan.evaluated_as)
         for step in range(first + 1, total + 1):
             trace.before(step)
@@ -103,19 +104,22 @@ def run_steps(
             waited = time.monotonic() - waited
             state, scalars = plan.step(state, batch)
             log.add(step, scalars, waited)
-            last = step == total or stop.requested
+            stopping = stop.reached(step)
+            last = step == total or stopping
             if last or _due(step, plan.save_every) or _due(step, plan.milestone_every):
                 log.drain()
+                loader.bad.share()
                 checkpoints.save(step, state, wait=last)
             # After the save: an evaluation can outlast the time before a kill.
-            if _due(step, plan.evaluate_every) and not stop.requested:
+            if _due(step, plan.evaluate_every) and not stopping:
                 log.drain()
                 log.evaluated(step, plan.evaluate(state), plan.evaluated_as)
-            if stop.requested and step < total:
+            if stopping and step < total:
                 log.stopped(step)
                 raise Preempted(
                     f"preempted at step {step}, saved; run the same command again to "
-                    "go on"
+                    "go on",
+                    of_all=True,
                 )
         return state, log.seconds()
 
@@ -125,8 +129,24 @@ def next_batch(batches: Generator[Batch], stop: Stop) -> Batch:
     try:
         return next(batches)
     except WorkerError:
-        stop.check("with its workers; what the last checkpoint holds is kept")
+        stop.check_here("with its workers; what the last checkpoint holds is kept")
         raise
+
+
+def _writer(run: RunDirectory, first: int) -> metrics.Writer | metrics.Unseen:
+    if not processes.first():
+        return metrics.Unseen()
+    return metrics.Writer(run.path, last_step=first)
+
+
+def _display(plan: Plan, first: int) -> metrics.Display | metrics.Unseen:
+    if not processes.first():
+        return metrics.Unseen()
+    return metrics.Display(plan.total, first, name=plan.name)
+
+
+def _trace(plan: Plan, run: RunDirectory) -> "Trace":
+    return Trace(*(plan.trace if processes.first() else (0, 0)), run.path)
 
 
 def _due(step: int, every: int) -> bool:

@@ -89,7 +89,31 @@ def abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
     )
 
 
-def process_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this process supplies."""
-    rows = batch_size // jax.process_count()
-    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+def process_rows(batch_size: int, mesh: Mesh | None) -> np.ndarray:
+    """The rows of a global batch that this process supplies, in their order: int [b].
+
+    Those of its devices. Processes whose devices have the same rows supply them all.
+
+    Raises:
+      ConfigError: a process has no device in the mesh, or shares some of its rows with
+        another but not all.
+    """
+    every = np.arange(batch_size)
+    if mesh is None or len({d.process_index for d in mesh.devices.flat}) == 1:
+        return every
+    rows: dict[int, set[int]] = {index: set() for index in range(jax.process_count())}
+    for device, (part,) in (
+        batch_sharding(mesh).devices_indices_map((batch_size,)).items()
+    ):
+        rows[device.process_index] |= set(every[part])
+    sizes = f"mesh.data={mesh.shape[DATA]} and mesh.model={mesh.shape[MODEL]}"
+    for index, mine in rows.items():
+        if not mine:
+            raise ConfigError(f"{sizes} leave process {index} without a device")
+        if any(mine & other and mine != other for other in rows.values()):
+            raise ConfigError(
+                f"{sizes} give process {index} some of the rows of another process and "
+                "not all; let mesh.model divide the devices of a process, or be a "
+                "multiple of them"
+            )
+    return np.array(sorted(rows[jax.process_index()]))

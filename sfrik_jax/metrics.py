@@ -100,6 +100,21 @@ class Writer:
         os.fsync(self._file.fileno())
 
 
+class Unseen:
+    """In place of `Writer` and `Display` in the processes that stay quiet."""
+
+    def __enter__(self) -> "Unseen":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def _nothing(self, *_) -> None:
+        pass
+
+    write = flush = step = say = _nothing
+
+
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, without a last line that a kill cut short."""
     path = workdir / "metrics.jsonl"

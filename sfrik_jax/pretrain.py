@@ -20,6 +20,7 @@ from sfrik_jax import (
     loop,
     models,
     optim,
+    processes,
     train_state,
     weights,
 )
@@ -39,7 +40,7 @@ from sfrik_jax.errors import ConfigError
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.evaluators import pictures
 from sfrik_jax.interrupts import Stop
-from sfrik_jax.rundir import RunDirectory
+from sfrik_jax.rundir import RunDirectory, about_the_program
 from sfrik_jax.step import Step, make_train_step
 from sfrik_jax.train_state import TrainState
 
@@ -69,35 +70,50 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
       NonFiniteError: the loss or the gradient is not finite.
       SfrikError: see `errors.py`, for what else a user can mend.
     """
-    with Stop() as stop, RunDirectory(workdir, config) as run:
-        job = build(config)
-        run.agree_on_data(job.source.fingerprint)
-        bad = job.loader.bad
-        bad.resume(run.read_json(bad_pictures.FILE))
-        evaluation = Evaluation(
-            config, job.mesh, job.model.backbone, job.views[0], job.source, bad
-        )
-        abstract = mesh_lib.abstract(job.random_state, job.mesh)
-        with _checkpoints(job, run.path) as checkpoints:
-            state = checkpoints.restore(abstract) or _first_state(job)
-            done = int(state.step)
-            stop.check(f"before step {done + 1}")
-            evaluated = run.read_json("summary.json").get("protocol")
-            if done == job.plan.total_steps and evaluated == evaluation.protocol:
+    with processes.shared_stop() as stop:
+        agree_on_program(config)
+        with RunDirectory(workdir, config) as run:
+            return _pretrain(config, run, stop)
+
+
+def agree_on_program(config: ConfigDict) -> None:
+    """Refuses a configuration or a program that another process does not have."""
+    if processes.count() > 1:
+        processes.agree({**configs.flatten(config), **about_the_program()})
+
+
+def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
+    job = build(config)
+    fingerprint = job.source.fingerprint
+    processes.agree({"data": fingerprint, "subset": job.source.subset})
+    run.agree_on_data(fingerprint)
+    bad = job.loader.bad
+    bad.resume(processes.from_first(lambda: run.read_json(bad_pictures.FILE)))
+    evaluation = Evaluation(
+        config, job.mesh, job.model.backbone, job.views[0], job.source, bad
+    )
+    abstract = mesh_lib.abstract(job.random_state, job.mesh)
+    with _checkpoints(job, run.path) as checkpoints:
+        state = checkpoints.restore(abstract) or _first_state(job)
+        done = int(state.step)
+        stop.check(f"before step {done + 1}")
+        evaluated = processes.from_first(lambda: run.read_json("summary.json"))
+        whole = evaluated.get("protocol") == evaluation.protocol
+        if done == job.plan.total_steps and whole:
+            if processes.first():
                 print(f"{run.path} is done: step {done} of {done}")
-                return 0
-            run.start(job.source.fingerprint, job.source.subset)
-            bad.save = partial(run.write_json, bad_pictures.FILE)
-            if bad.noted:
-                bad.save(bad.record())
-            if not (run.path / VIEWS_PICTURE).exists():
-                preview_job(job, run.path / VIEWS_PICTURE, step=0)
-            plan = plan_of(job, evaluation)
-            state, seconds = loop.run_steps(
-                plan, state, job.loader, run, checkpoints, stop
-            )
-        stop.check(f"after step {job.plan.total_steps}, saved")
-        evaluation.finish(run, state, job.random_state, seconds, stop.check)
+            return 0
+        run.start(fingerprint, job.source.subset)
+        bad.save = partial(run.write_json, bad_pictures.FILE)
+        if bad.noted:
+            bad.save(bad.record())
+        drawn = run.path / VIEWS_PICTURE
+        if not processes.from_first(drawn.exists):
+            preview_job(job, drawn, step=0)
+        plan = plan_of(job, evaluation)
+        state, seconds = loop.run_steps(plan, state, job.loader, run, checkpoints, stop)
+    stop.check(f"after step {job.plan.total_steps}, saved")
+    evaluation.finish(run, state, job.random_state, seconds, stop.check)
     return 0
 
 
@@ -168,12 +184,20 @@ def preview(config: ConfigDict, path: Path, step: int) -> None:
 
 
 def preview_job(job: Job, path: Path, step: int) -> None:
-    """See `preview`."""
-    batch = job.loader.batch(step)
-    draw = jax.jit(augment.make_views, static_argnums=(1, 2))
-    groups = draw(batch, job.views, job.config.seed)
-    views = [np.asarray(g[:PREVIEW_ROWS, v]) for g in groups for v in range(g.shape[1])]
-    sources = [job.loader.rgb(int(i)) for i in batch["index"][:PREVIEW_ROWS]]
+    """See `preview`. Of several processes the first one draws what all have made."""
+    draw = jax.jit(
+        lambda batch: [
+            group[:PREVIEW_ROWS]
+            for group in augment.make_views(batch, job.views, job.config.seed)
+        ],
+        out_shardings=mesh_lib.replicated(job.mesh),
+    )
+    groups = [np.asarray(group) for group in draw(job.loader.batch(step))]
+    if not processes.first():
+        return
+    views = [group[:, v] for group in groups for v in range(group.shape[1])]
+    rows = job.loader.indices(step)[:PREVIEW_ROWS]
+    sources = [job.loader.rgb(int(i)) for i in rows]
     first = job.views[0]
     pictures.views(sources, views, path, mean=first.mean, std=first.std)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sfrik_jax.errors import NonFiniteError
-from sfrik_jax.metrics import Display, Writer, read_rows
+from sfrik_jax.metrics import Display, Unseen, Writer, read_rows
 from sfrik_jax.rundir import RunDirectory
 
 # Steps whose scalars may be on their way: the host never waits for the newest step.
@@ -34,8 +34,8 @@ class RunLog:
     def __init__(
         self,
         run: RunDirectory,
-        writer: Writer,
-        display: Display,
+        writer: Writer | Unseen,
+        display: Display | Unseen,
         *,
         first: int,
         total: int,

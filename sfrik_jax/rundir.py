@@ -1,7 +1,11 @@
 """The run directory: one writer, its configuration, and where its numbers come from."""
 
+import hashlib
 import json
+import os
 import platform
+import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -14,11 +18,13 @@ import jax
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
-from sfrik_jax import files
+from sfrik_jax import files, processes
 from sfrik_jax.data.pipeline import num_threads
 from sfrik_jax.errors import MismatchError, OutputError
 from sfrik_jax.locks import Lock
 
+# Seconds in which a network file system shows another host what was written.
+SHOWN = 10.0
 LIBRARIES = (
     "jax",
     "jaxlib",
@@ -34,19 +40,30 @@ LIBRARIES = (
 
 
 class RunDirectory:
-    """A run directory held by this process until it is closed.
+    """A run directory held by this job until it is closed.
+
+    Of several processes the first one holds it and writes; to write does nothing in the
+    others, which all have to see it.
 
     Args:
       path: created when missing.
       config: of the run; a directory that holds another one is refused.
 
     Raises:
-      OutputError: the directory cannot be written, or another run holds it.
+      OutputError: the directory cannot be written, or another run holds it, or not all
+        processes see it.
       MismatchError: the stored configuration gives another result than `config`.
     """
 
     def __init__(self, path: Path, config: ConfigDict) -> None:
-        self.path = Path(path)
+        self.path, self._config = Path(path), config
+        self._lock = None
+        if processes.first():
+            self._hold()
+        if processes.count() > 1:
+            self._refuse_unshared()
+
+    def _hold(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(
@@ -57,8 +74,7 @@ class RunDirectory:
         except OutputError:
             raise
         except OSError as error:
-            raise OutputError(f"--workdir {path}: {error.strerror}") from error
-        self._config = config
+            raise OutputError(f"--workdir {self.path}: {error.strerror}") from error
         try:
             self._agree()
         except BaseException:
@@ -69,10 +85,13 @@ class RunDirectory:
         return self
 
     def __exit__(self, *_) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all."""
+        if not processes.first():
+            return
         write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -122,6 +141,8 @@ class RunDirectory:
           subset: name, size and digest of the part that is trained on, if it is one.
           weights: what is evaluated, for a job of evaluation.
         """
+        if not processes.first():
+            return
         write_whole(self.path / "config.json", configs.to_json(self._config) + "\n")
         about = self.read_json("run.json")
         sessions = [*about.get("sessions", []), about_this_process()]
@@ -131,6 +152,37 @@ class RunDirectory:
         if weights is not None:
             about["weights"] = dict(weights)
         self.write_json("run.json", about)
+
+    def _refuse_unshared(self) -> None:
+        """Writes a file in the first process and looks for it in the others."""
+
+        def write() -> str:
+            name = f".{secrets.token_hex(8)}.shared"
+            write_whole(self.path / name, "")
+            return name
+
+        name = processes.from_first(write)
+        seen = self._sees(name)
+        where = f"process {processes.index()} on {socket.gethostname()}, {self.path}"
+        blind = [text for text in processes.gather("" if seen else where) if text]
+        if processes.first():
+            (self.path / name).unlink()
+        if blind:
+            raise processes.of_all(
+                OutputError(
+                    f"--workdir {self.path} is not shared: {blind[0]} does not hold "
+                    "what process 0 wrote; name a directory that all of them see"
+                )
+            )
+
+    def _sees(self, name: str) -> bool:
+        deadline = time.monotonic() + SHOWN
+        while time.monotonic() < deadline:
+            # Listing makes a network file system ask its server.
+            if self.path.is_dir() and name in os.listdir(self.path):
+                return True
+            time.sleep(0.2)
+        return False
 
     def _agree(self) -> None:
         path = self.path / "config.json"
@@ -164,6 +216,17 @@ def about_this_process() -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }
+
+
+def about_the_program() -> dict[str, str]:
+    """Digests of the source by file, and versions: what processes have to agree on."""
+    root = Path(__file__).parent
+    files = {
+        f"code {path.relative_to(root)}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*.py"))
+    }
+    versions = {f"version of {name}": metadata.version(name) for name in LIBRARIES}
+    return files | versions | {"version of Python": platform.python_version()}
 
 
 def git_revision() -> str | None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sfrik_jax import config as configs
+from sfrik_jax import processes
 from sfrik_jax.commands.parsing import (
     Groups,
     add_config_option,
@@ -11,6 +12,7 @@ from sfrik_jax.commands.parsing import (
     command,
 )
 from sfrik_jax.errors import OutputError
+from sfrik_jax.interrupts import Stop
 
 
 def add(groups: Groups) -> None:
@@ -34,17 +36,23 @@ def add(groups: Groups) -> None:
 
 def pretrain(args: argparse.Namespace) -> int:
     """Trains in the run directory, or goes on with what it holds."""
-    workdir = args.workdir
-    if workdir is None:
-        workdir = default_workdir(args.config)
-    workdir = checked_output(workdir, "--workdir")
+    workdir = checked_workdir(args.workdir or default_workdir(args.config))
+    config = configs.load_for("pretrain", args.config, args.overrides)
+    configs.validate(config)
+    with Stop() as stop, processes.joined(**config.processes, stop=stop):
+        # Asks for devices, which are those of all processes from here on.
+        configs.validate_here(config)
+        from sfrik_jax import pretrain as trainer
+
+        return trainer.pretrain(config, workdir)
+
+
+def checked_workdir(path: str) -> Path:
+    """The run directory, if it is one or can be made."""
+    workdir = checked_output(path, "--workdir")
     if workdir.exists() and not workdir.is_dir():
         raise OutputError(f"--workdir {workdir} is a file; name a directory")
-    config = configs.load_for("pretrain", args.config, args.overrides)
-    configs.validate_here(config)
-    from sfrik_jax import pretrain as trainer
-
-    return trainer.pretrain(config, workdir)
+    return workdir
 
 
 def default_workdir(spec: str) -> str:

@@ -13,12 +13,14 @@ touched by any of this.
 
 import functools
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
+from sfrik_jax import processes
 from sfrik_jax.data.decode import Picture
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import REPLACEMENT_STREAM, hash_bits
@@ -45,7 +47,7 @@ class BadPictures:
       count: pictures of the training set.
       on_error: "raise" or "skip".
       max_bad: how many may be bad; -1 is one in a thousand of `count`, or 100 where
-        that is more. Each process has this budget for what it reads.
+        that is more. All processes together have this budget (see `share`).
       may_skip: whether a message may say that the setting is there.
     """
 
@@ -64,6 +66,7 @@ class BadPictures:
         self.save: Callable[[dict[str, Any]], None] = lambda record: None
         self._seed, self._may_skip = seed, may_skip
         self._met: dict[str, BadPictureError] = {}
+        self._unshared: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to find bad pictures; noting stays here."""
@@ -116,18 +119,34 @@ class BadPictures:
         )
 
     def note(self, found: Iterable[BadPictureError]) -> None:
-        """Prints, counts and stores those that are new.
+        """Prints, counts and stores those that are new; of processes the first prints.
 
         Raises:
           CorruptInputError: they are more than the budget.
         """
         new = {bad.id: bad for bad in found if bad.id not in self.noted}
         for bad in new.values():
-            self.noted[bad.id] = bad.reason
-            print(bad.line, file=sys.stderr, flush=True)
+            self.noted[bad.id] = self._unshared[bad.id] = bad.reason
+            if processes.first():
+                print(bad.line, file=sys.stderr, flush=True)
         if new:
             self.save(self.record())
             self._check_budget()
+
+    def share(self) -> None:
+        """Brings together what the processes of the job have noted.
+
+        All of them call it, with each checkpoint. In between, each has the budget for
+        itself.
+
+        Raises:
+          CorruptInputError: together they are more than the budget.
+        """
+        for text in processes.gather(json.dumps(self._unshared)):
+            found = [BadPictureError(*each) for each in json.loads(text).items()]
+            self._met |= {bad.id: bad for bad in found}
+            self.note(found)
+        self._unshared.clear()
 
     def record(self) -> dict[str, Any]:
         """What `FILE` holds."""

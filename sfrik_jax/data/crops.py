@@ -146,13 +146,13 @@ class Chunks(NamedTuple):
 
     cutter: Cutter
     order: Order
-    rows: slice
+    rows: np.ndarray
     first_step: int
 
     @property
     def size(self) -> int:
         """Pictures of a step in this process."""
-        return self.rows.stop - self.rows.start
+        return len(self.rows)
 
     @property
     def per_step(self) -> int:

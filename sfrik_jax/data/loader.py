@@ -100,7 +100,7 @@ class TrainLoader:
         self.bad = bad or BadPictures(len(source), seed=seed)
         methods = [view.method if resample == "exact" else "fast" for view in views]
         self._cutter = Cutter(source, tuple(views), tuple(methods), seed, self.bad)
-        self._rows = mesh_lib.process_rows(batch_size)
+        self._rows = mesh_lib.process_rows(batch_size, mesh)
         self._order = Order(len(source), batch_size, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self.resident = residence == "device" or (
@@ -247,15 +247,12 @@ def _check(count: int, batch_size: int, mesh: Mesh | None) -> None:
             f"data.batch_size={batch_size} does not fit a set of {count} images; "
             f"choose 1 to {count}"
         )
-    for what, parts in (
-        ("processes", jax.process_count()),
-        ("devices along mesh.data", 1 if mesh is None else mesh.shape[mesh_lib.DATA]),
-    ):
-        if batch_size % parts:
-            raise ConfigError(
-                f"data.batch_size={batch_size} leaves {batch_size % parts} images over "
-                f"on {parts} {what}; choose a multiple of {parts}"
-            )
+    parts = 1 if mesh is None else mesh.shape[mesh_lib.DATA]
+    if batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size={batch_size} leaves {batch_size % parts} images over "
+            f"on {parts} devices along mesh.data; choose a multiple of {parts}"
+        )
 
 
 def _fits_on_device(source: Source) -> bool:

@@ -6,8 +6,8 @@ A process learns which one it is from its environment, the first of these that i
    all three, or none. HOST is that of process 0, which listens on PORT.
    SFRIK_BIND=HOST narrows where it listens; 127.0.0.1 and localhost as HOST of the
    coordinator listen on the loopback alone, all others on every interface.
-2. A SLURM step of several tasks (`srun`), by SLURM_PROCID, SLURM_STEP_NUM_TASKS and what
-   else jax reads.
+2. A SLURM step of several tasks (`srun`), by SLURM_PROCID, SLURM_STEP_NUM_TASKS and
+   what else jax reads.
 3. Open MPI, or a Cloud TPU slice by TPU_WORKER_HOSTNAMES or the metadata server, as jax
    has it.
 4. A Kubernetes JobSet or indexed Job, by JOB_COMPLETION_INDEX; jax asks the cluster for
@@ -24,16 +24,13 @@ speaks; the others speak when they fail. An error of one ends all, with one exit
 import contextlib
 import hashlib
 import json
-import os
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from sfrik_jax.errors import (
-    LostPeerError,
     MismatchError,
     Preempted,
     SfrikError,
@@ -100,7 +97,7 @@ def joined(join_seconds: int, heartbeat_seconds: int, stop: Stop) -> Iterator[No
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Preempted) or error.alone:
+        if not isinstance(error, Preempted) or not error.of_all:
             _fail(talk, error)
         _leave(talk)
         if talk.index > 0:
@@ -177,14 +174,9 @@ class SharedStop(Stop):
     def check(self, where: str) -> None:
         flags = gather(str(int(self.requested or self._talk.stop_at is not None)))
         if "1" in flags:
-            raise Preempted(f"preempted {where}; run the same command again to go on")
-
-    def check_here(self, where: str) -> None:
-        try:
-            super().check_here(where)
-        except Preempted as error:
-            error.alone = True
-            raise
+            raise Preempted(
+                f"preempted {where}; run the same command again to go on", of_all=True
+            )
 
 
 def _client(place: Place, heartbeat_seconds: int) -> Any:
@@ -239,7 +231,7 @@ def _fail(talk: Talk, error: BaseException) -> NoReturn:
 
 
 def _translated(talk: Talk, error: BaseException) -> BaseException:
-    """A device that lost its peers fails in jax's words: what ended the peer, if told."""
+    """Of an error in a device's words that a peer is gone: what ended that, if told."""
     if isinstance(error, SfrikError) or not GONE.search(str(error)):
         return error
     deadline = time.monotonic() + NOTICE

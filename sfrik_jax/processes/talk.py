@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from sfrik_jax.errors import LostPeerError, ToldError
@@ -85,7 +84,7 @@ class Talk:
             self._notify(about)
 
     def hear(self) -> None:
-        """Before the end after a failure: process 0 goes last, as it keeps the store."""
+        """To be called before the end: process 0 goes last, as it keeps the store."""
         self._over.set()
         with contextlib.suppress(Exception):
             if self.index > 0:
@@ -173,7 +172,7 @@ class Talk:
         time.sleep(0.3)  # they end right after that word
 
     def _left_alone(self, error: Exception) -> None:
-        """The store is gone, and with it process 0. jax ends this process by SIGABRT."""
+        """The store is gone, and process 0 with it: jax is about to raise SIGABRT."""
         end(f"error: process {self.index}: {lost(error)}", LostPeerError.code)
 
 
