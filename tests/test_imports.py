@@ -15,7 +15,8 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "commands config_ranges data data.jpeg data.progress device_checks errors jobs "
+    "addresses commands config_ranges data data.jpeg data.progress device_checks "
+    "errors jobs "
     "kernels metrics models.cpu_convolutions models.norm optim report.page settings",
     "checkpoint commands.parsing config_files data.builders.archives "
     "data.builders.records data.folders data.idx data.pipeline data.prepared "
