@@ -18,35 +18,36 @@ LEVELS = [
     "addresses commands config_ranges data data.jpeg data.progress device_checks "
     "errors jobs "
     "kernels metrics models.cpu_convolutions models.norm optim report.page settings",
-    "checkpoint commands.parsing config_files data.builders.archives "
-    "data.builders.records data.folders data.idx data.pipeline data.prepared "
-    "data.records data.resize data.subset_setting data.views eval_settings "
-    "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
-    "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
-    "locks mesh mmd_forms models.layers models.projector report.run resample "
-    "weights.exported weights.stored",
+    "commands.parsing config_files data.builders.archives data.builders.records "
+    "data.folders data.idx data.pipeline data.prepared data.records data.resize "
+    "data.subset_setting data.views eval_settings evaluators.baselines "
+    "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
+    "feature_set.checks feature_set.layout files interrupts locks mesh mmd_forms "
+    "models.layers models.projector processes.cluster processes.talk report.run "
+    "resample weights.exported weights.stored",
     "augment covariance data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
-    "feature_set.shard feature_set.shard_file mmd models.resnet report.curves "
-    "report.records report.verdict weights.archives weights.pickled "
+    "feature_set.shard feature_set.shard_file mmd models.resnet processes.roll_call "
+    "report.curves report.records report.verdict weights.archives weights.pickled "
     "weights.safetensors_files",
-    "config_checks data.bad_pictures data.builders.binary data.builders.fashion "
+    "config_checks data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
-    "feature_set.writer losses models report.accuracy report.evaluations "
+    "feature_set.writer losses models processes report.accuracy report.evaluations "
     "weights.torch_files",
-    "config_keys data.builders data.checking data.crops data.images data.opening "
-    "evaluators.logreg feature_set report train_state weights.names",
-    "commands.reports config data.loader image_set step weights.card weights.export "
-    "weights.files",
-    "commands.configuration rundir weights",
+    "checkpoint config_keys data.bad_pictures data.builders data.checking "
+    "data.opening evaluators.logreg feature_set processes.rows report train_state "
+    "weights.names",
+    "commands.reports config data.crops data.images step summary weights.card "
+    "weights.export weights.files",
+    "commands.configuration data.loader image_set rundir weights",
     "evaluation jobs.results run_log subject",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised",
-    "jobs.finetune jobs.gauges jobs.linear",
+    "jobs.finetune jobs.gauges jobs.linear processes.local",
     "jobs.stored",
     "jobs.runner",
     "jobs.follow",

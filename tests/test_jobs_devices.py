@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from sfrik_jax import config as configs
 from sfrik_jax.feature_set import FeatureSet
 from sfrik_jax.jobs import finetune, linear, runner
 from sfrik_jax.jobs.bench import open_bench
+from sfrik_jax.processes import local
 
 ROOT = Path(__file__).parents[1]
 DEVICES = (1, 2, 8)
@@ -103,18 +103,9 @@ def test_features_are_the_same_on_any_number_of_devices(settings, tmp_path):
         assert_same(found[devices], found[1])
 
 
-# One process of two, of two devices each: its number and the port, then the words of
-# the command line.
+# One process of two, of two devices each, with the words of the command line.
 PROCESS = """
 import sys
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(
-    coordinator_address="localhost:" + sys.argv[2],
-    num_processes=2,
-    process_id=int(sys.argv[1]),
-)
 from sfrik_jax.__main__ import main
 from sfrik_jax.feature_set import FeatureWriter
 write_shard = FeatureWriter.write_shard
@@ -122,28 +113,22 @@ def telling(self, number, blocks):
     print("MADE", self.path.name.partition("-")[0], number)
     write_shard(self, number, blocks)
 FeatureWriter.write_shard = telling
-sys.exit(main(sys.argv[3:]))
+sys.exit(main(sys.argv[1:]))
 """
-
-
-def free_port():
-    with socket.socket() as place:
-        place.bind(("localhost", 0))
-        return place.getsockname()[1]
 
 
 def two_processes(words):
     """Runs a command in two processes of one job; what each has printed."""
-    port = free_port()
+    port = local.free_port()
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE / "jax"),
     }
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(i), str(port), *words],
+            [sys.executable, "-c", PROCESS, *words],
             cwd=ROOT,
-            env=environment,
+            env=environment | local.environment(i, 2, 2, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import mesh as mesh_lib
+from sfrik_jax import processes
 from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.progress import Progress
 from sfrik_jax.data.sources import Source
@@ -93,10 +94,7 @@ def make(job: Opened, workdir: Path, stop: Stop) -> dict[str, FeatureSet]:
       Preempted: a signal asked to stop; whole shards are kept.
     """
     made = [_make_part(job, part, job.place(workdir, part), stop) for part in job.parts]
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("features")
+    processes.barrier()
     sets = {part: FeatureSet(job.place(workdir, part)) for part in job.parts}
     for fresh, each in zip(made, sets.values(), strict=True):
         if not fresh:

@@ -1,5 +1,6 @@
 """Which process of a job this one is, from its environment (see the package)."""
 
+import importlib.util
 import logging
 import os
 from typing import NamedTuple
@@ -109,9 +110,7 @@ def _detected() -> Place | None:
         "Cloud TPU's metadata": clusters.GceTpuCluster,
     }
     if INDEXED_POD in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
-        try:
-            import kubernetes  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError:
+        if importlib.util.find_spec("kubernetes") is None:
             log.warning(
                 "%s is set and the package kubernetes is missing: this process runs "
                 "alone unless %s are set",

@@ -162,9 +162,10 @@ def say(line: str) -> None:
 
 
 def _show(index: int, lines: IO[str]) -> None:
-    for line in lines:
-        if not line.startswith(NOISE):
-            print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
+    with lines:
+        for line in lines:
+            if not line.startswith(NOISE):
+                print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from sfrik_jax.errors import LostPeerError, ToldError
 
@@ -176,7 +176,7 @@ class Talk:
         end(f"error: process {self.index}: {lost(error)}", LostPeerError.code)
 
 
-def end(line: str, code: int) -> None:
+def end(line: str, code: int) -> NoReturn:
     """Ends the process at once: what waits for others that are gone waits no more."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
