@@ -36,10 +36,10 @@ def add(groups: Groups) -> None:
 
 def pretrain(args: argparse.Namespace) -> int:
     """Trains in the run directory, or goes on with what it holds."""
-    workdir = checked_workdir(args.workdir or default_workdir(args.config))
     config = configs.load_for("pretrain", args.config, args.overrides)
     configs.validate(config)
     with Stop() as stop, processes.joined(**config.processes, stop=stop):
+        workdir = checked_workdir(args.workdir or default_workdir(args.config))
         # Asks for devices, which are those of all processes from here on.
         configs.validate_here(config)
         from sfrik_jax import pretrain as trainer

@@ -24,6 +24,7 @@ speaks; the others speak when they fail. An error of one ends all, with one exit
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import time
 import traceback
@@ -93,20 +94,25 @@ def joined(join_seconds: int, heartbeat_seconds: int, stop: Stop) -> Iterator[No
     roll_call.hold(
         place, join_seconds, lambda: stop.check("before the processes had met")
     )
+    if place.index > 0:
+        for name in ("sfrik", "absl"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     talk = _talk = Talk(_client(place, heartbeat_seconds), place.index, place.count)
+    stopped = None
     try:
-        yield
+        try:
+            yield
+        except Preempted as error:
+            if not error.of_all:
+                raise
+            stopped = error
+        _leave(talk)
     except BaseException as error:
-        if not isinstance(error, Preempted) or not error.of_all:
-            _fail(talk, error)
-        _leave(talk)
-        if talk.index > 0:
-            raise SystemExit(error.code) from error
-        raise
-    else:
-        _leave(talk)
+        _fail(talk, error)
     finally:
         _talk = None
+    if stopped is not None:
+        raise stopped if talk.index == 0 else SystemExit(stopped.code)
 
 
 def gather(text: str) -> list[str]:

@@ -149,7 +149,7 @@ def _listen(place: Place) -> socket.socket:
     )
     # All interfaces in one socket: that of IPv6 hears IPv4 too.
     where.sort(key=lambda each: each[0] != socket.AF_INET6)
-    family, _, _, _, address = where[0]
+    family, _, _, _, address = where[0 if socket.has_dualstack_ipv6() else -1]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

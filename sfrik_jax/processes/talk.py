@@ -20,6 +20,9 @@ log = logging.getLogger("sfrik")
 
 # A wait in the store cannot be interrupted: it is done in pieces of so many ms.
 PIECE = 500
+# Seconds between two looks for a notice. To wait for one in pieces would leave a note
+# of each piece in the store, for as long as none comes.
+LOOK = 0.5
 # Seconds that process 0 has to close its files once another process has failed.
 GRACE = 5.0
 # Seconds that process 0, which keeps the store, waits for the others to hear of it.
@@ -123,11 +126,10 @@ class Talk:
                 if self.stop_requested and not told:
                     told = True
                     self._notify({"stop": self.index})
-                text = self._client.blocking_key_value_get(
-                    f"sfrik/notice/{number}", PIECE
-                )
+                text = self._client.key_value_try_get(f"sfrik/notice/{number}")
             except Exception as error:
-                if _is_timeout(error):
+                if "NOT_FOUND" in str(error):
+                    self._over.wait(LOOK)
                     continue
                 if not self._over.is_set():
                     self._left_alone(error)
