@@ -41,15 +41,11 @@ workdir_of() {
 # newest_step WORKDIR: of its checkpoints; 0 without.
 newest_step() {
   local step newest=0
-  while read -r step; do
-    step=${step%/}
+  for step in "$1"/checkpoints/*; do
     step=${step##*/}
     case $step in '' | *[!0-9]*) continue ;; esac
     if [ "$step" -gt "$newest" ]; then newest=$step; fi
-  done < <(case $1 in
-    gs://*) gcloud storage ls "${1%/}/checkpoints/" ;;
-    *) ls "$1/checkpoints" ;;
-  esac 2>/dev/null)
+  done
   echo "$newest"
 }
 

@@ -133,7 +133,7 @@ SCONTROL = """
 for word in "$@"; do echo "$word" >>"$SAID.scontrol"; done
 exit $SCONTROL
 """
-SYSTEM = ("bash", "dirname", "ls", "mkdir", "rm", "seq")
+SYSTEM = ("bash", "dirname", "mkdir", "rm", "seq")
 
 
 class Batch:

@@ -73,8 +73,8 @@ def count(text: str) -> int:
 def checked_output(path: str, option: str) -> Path:
     """`path`, if it can be created and written; nothing is created yet.
 
-    Errors: ConfigError for an address and a name that no file can have; OutputError where a file is
-        in the way or permission is missing.
+    Errors: ConfigError for an address and a name that no file can have; OutputError
+        where a file is in the way or permission is missing.
     """
     problem = addresses.problem(option, path)
     if problem is not None:
