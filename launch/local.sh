@@ -2,7 +2,7 @@
 # Runs a command in N processes on this machine, each with D CPU devices, and starts
 # them again when one is lost.
 # usage: launch/local.sh N [--devices D] [--restarts R] -- pretrain --config … --workdir …
-# See docs: `.venv/bin/python -m sfrik_jax.processes.local --help`.
+# launch/local.sh --help says more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
