@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sfrik_jax import eval_checks
+from sfrik_jax import addresses, eval_checks
 from sfrik_jax.config_ranges import EVAL_RANGES, RANGES, Range
 from sfrik_jax.data import subset_setting
 from sfrik_jax.settings import CHOICES, MULTI_CROP, PATCH_SHIFT
@@ -63,8 +63,11 @@ def number_problems(key: str, value: Any, ranges: Mapping[str, Range]) -> Iterat
 
 
 def check_source(at: Settings) -> str | None:
-    """A folder needs a path, a TFDS data set a name."""
+    """A folder needs a path, a TFDS data set a name, and both a directory."""
     name, path = at["data.name"], at["data.path"]
+    problem = addresses.problem("data.path", path)
+    if problem is not None:
+        return problem
     if at["data.source"] == "folder" and not path:
         return (
             "data.path='' with data.source='folder'; give the folder with "

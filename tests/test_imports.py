@@ -15,8 +15,8 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "collectives commands config_ranges data data.jpeg data.progress device_checks "
-    "errors jobs kernels metrics models.cpu_convolutions optim "
+    "addresses collectives commands config_ranges data data.jpeg data.progress "
+    "device_checks errors jobs kernels metrics models.cpu_convolutions optim "
     "planning planning.hardware report.page settings",
     "commands.parsing config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
@@ -30,8 +30,8 @@ LEVELS = [
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
     "feature_set.shard feature_set.shard_file mmd models.projector models.resnet "
-    "planning.programs processes.roll_call report.curves report.records report.verdict "
-    "weights.archives weights.pickled weights.safetensors_files",
+    "planning.programs processes.roll_call report.curves report.records "
+    "report.verdict weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "

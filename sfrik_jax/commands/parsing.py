@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from sfrik_jax import addresses
 from sfrik_jax.errors import ConfigError, OutputError
 
 RUN = "python -m sfrik_jax"
@@ -72,9 +73,12 @@ def count(text: str) -> int:
 def checked_output(path: str, option: str) -> Path:
     """`path`, if it can be created and written; nothing is created yet.
 
-    Errors: ConfigError for a name that no file can have; OutputError where a file is
-        in the way or permission is missing.
+    Errors: ConfigError for an address and a name that no file can have; OutputError
+        where a file is in the way or permission is missing.
     """
+    problem = addresses.problem(option, path)
+    if problem is not None:
+        raise ConfigError(problem)
     names = Path(path).parts
     if not path.strip() or not path.isprintable():
         raise ConfigError(f"{option} {path!r}: give a name without control characters")
