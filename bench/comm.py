@@ -111,7 +111,7 @@ def last_layer_and_loss(
             params,
             split,
         )
-        z = layer.apply({"params": params}, h, train=True)
+        z: Any = layer.apply({"params": params}, h, train=True)
         if arm == PEER:
             return value_of_gathered(z)
         z = z.reshape(-1, VIEWS, z.shape[-1])
@@ -123,7 +123,8 @@ def last_layer_and_loss(
     def value(params, h):
         if arm == PEER:
             return island(params, h)
-        return losses.sfrik(island(params, h), mesh=mesh, columns=columns, **SFRIK)[0]
+        z: Any = island(params, h)
+        return losses.sfrik(z, mesh=mesh, columns=columns, **SFRIK)[0]
 
     return jax.value_and_grad(value, argnums=(0, 1))
 
@@ -217,7 +218,7 @@ def check(devices: int) -> list[dict[str, Any]]:
     for arm in (*ARMS, PEER):
         function = last_layer_and_loss(arm, mesh, sizes, "float32")
         lowered = jax.jit(function).lower(*operands(sizes, "float32"))
-        compiled = in_compiled(lowered.compile().as_text())
+        compiled = in_compiled(str(lowered.compile().as_text()))
         traced = in_traced(of_last_layer(arm, devices, sizes, "float32"))
         for kind in sorted(compiled.keys() | traced.keys()):
             row = {"devices": devices, "arm": arm, "kind": kind}

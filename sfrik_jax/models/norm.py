@@ -67,7 +67,7 @@ class BatchNorm(nn.Module):
             return y.astype(self.dtype)
 
         how = _How(views, self.eps, jnp.dtype(self.dtype), self.axis)
-        y, mean, var = _in_training(x, scale, bias, how)
+        y, mean, var = _in_training(x, scale, bias, how)  # pyright: ignore
         count = _count(x, how)
         if not self.is_initializing():
             if count < 2:

@@ -165,7 +165,7 @@ def work_by_part(step: TracedStep) -> dict[str, Work]:
 
     Outside of `jax.shard_map` the rows of a batch are split over `data`.
     """
-    total = dict.fromkeys(PARTS, Work(0, 0))
+    total: dict[str, Work] = dict.fromkeys(PARTS, Work(0, 0))
     for ran in equations(step.program):
         if ran.equation.primitive.name in arithmetic.PRODUCTS:
             share = 1 if ran.axes else 1 / step.mesh.shape[DATA]

@@ -167,7 +167,7 @@ class _Written:
         if name in SAME and len(inputs) == len(equation.outvars):
             return inputs
         if inner and name not in LOOPS:
-            inside = axes | mesh_axes(equation)
+            inside = {**axes, **mesh_axes(equation)}
             outputs = self.out(inner[0], inputs, inside, part_within(equation, part))
             if inside and not axes:
                 for array, variable in zip(outputs, equation.outvars, strict=True):

@@ -61,7 +61,7 @@ def equations(
         length = times * equation.params.get("length", 1)
         within = part_within(equation, part)
         for inner in inner_programs(equation):
-            yield from equations(inner, length, axes | mesh_axes(equation), within)
+            yield from equations(inner, length, {**axes, **mesh_axes(equation)}, within)
 
 
 def inner_programs(equation: Any) -> list[core.Jaxpr]:

@@ -8,7 +8,7 @@ compiled one against it.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from jax.extend import core
@@ -65,7 +65,7 @@ def received_bytes(program: core.Jaxpr) -> float:
 
 def summary(found: list[Collective]) -> list[dict[str, Any]]:
     """Count and received bytes by part, kind and dtype, the largest first."""
-    counts, bytes_ = Counter[tuple](), Counter[tuple]()
+    counts, bytes_ = Counter[tuple](), defaultdict[tuple, float](float)
     for each in found:
         key = each.part, each.kind, each.dtype
         counts[key] += each.times
@@ -78,7 +78,9 @@ def summary(found: list[Collective]) -> list[dict[str, Any]]:
             "count": counts[part, kind, dtype],
             "bytes": received,
         }
-        for (part, kind, dtype), received in bytes_.most_common()
+        for (part, kind, dtype), received in sorted(
+            bytes_.items(), key=lambda item: item[1], reverse=True
+        )
     ]
 
 
