@@ -40,10 +40,10 @@ from sfrik_jax import config as configs
 from sfrik_jax import losses
 from sfrik_jax.collectives import DATA, MODEL, embeddings_split, shared
 from sfrik_jax.mesh import specs
-from sfrik_jax.models.layers import portable
 from sfrik_jax.models.projector import Projector
 from sfrik_jax.planning import counted, received
 from sfrik_jax.planning.programs import PROJECTOR
+from sfrik_jax.target import portable
 
 CONFIG = str(timing.ROOT / "configs" / "imagenet_resnet50.py")
 VIEWS = 2

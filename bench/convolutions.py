@@ -27,6 +27,7 @@ from bench.timing import OURS, TORCH
 from sfrik_jax import models
 from sfrik_jax.models import layers
 from sfrik_jax.planning import arithmetic, programs
+from sfrik_jax.target import portable
 
 XLA = "xla"
 COLUMNS: dict[str, timing.Column] = {
@@ -73,7 +74,7 @@ def shapes(args: argparse.Namespace) -> list[Shape]:
     size = (args.images, args.size, args.size, 3)
     pixels = jax.ShapeDtypeStruct(size, jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), pixels)
-    with layers.portable():
+    with portable():
         program = jax.make_jaxpr(model.apply)(variables, pixels)
     found = Counter(
         Shape(

@@ -21,7 +21,6 @@ from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
 from sfrik_jax.collectives import DATA
-from sfrik_jax.models.layers import portable
 from sfrik_jax.passes import (
     Batch,
     Loss,
@@ -31,6 +30,7 @@ from sfrik_jax.passes import (
     rows_of,
     whole_of,
 )
+from sfrik_jax.target import portable
 
 PARTS = "parts"  # the axis that the traced program sums over
 

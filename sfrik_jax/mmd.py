@@ -17,6 +17,7 @@ from sfrik_jax import mmd_forms
 from sfrik_jax.collectives import WHOLE, Split, add_over, axis_size
 from sfrik_jax.kernels import weighted_sum
 from sfrik_jax.mmd_forms import CHUNK, CHUNKED, FEATURE, wide
+from sfrik_jax.target import is_cpu
 
 
 def value_and_moments(
@@ -56,7 +57,7 @@ def value_and_moments(
 
 
 def _chosen(x: jax.Array, order: int, split: Split) -> str:
-    devices, backend = axis_size(split.rows), jax.default_backend()
+    devices, backend = axis_size(split.rows), "cpu" if is_cpu() else "accelerator"
     n = len(x) * devices
     if split.columns:
         return mmd_forms.by_memory(n, devices, backend)

@@ -18,6 +18,7 @@ from sfrik_jax import augment, models, weights
 from sfrik_jax.__main__ import main
 from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.models import layers
+from sfrik_jax.target import portable
 from sfrik_jax.weights import card, export, files
 
 PREPROCESSING = {
@@ -98,7 +99,7 @@ def test_the_plain_operations_are_plain_only_within_the_block(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     x = jnp.zeros((1, 4, 4, 3))
     forms = [str(jax.make_jaxpr(lambda x: layers.max_pool(x))(x))]
-    with layers.portable():
+    with portable():
         forms.append(str(jax.make_jaxpr(lambda x: layers.max_pool(x))(x)))
     forms.append(str(jax.make_jaxpr(lambda x: layers.max_pool(x))(x)))
     assert forms[0] == forms[2] != forms[1]

@@ -17,26 +17,26 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "addresses collectives commands config_ranges data data.jpeg data.progress "
     "device_checks errors jobs kernels metrics models.cpu_convolutions optim "
-    "planning planning.hardware report.page settings",
+    "planning planning.hardware report.page settings target",
     "commands.parsing config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
     "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
     "feature_set.checks feature_set.layout files interrupts locks mesh mmd_forms "
-    "models.layers models.norm processes.cluster processes.talk report.run resample "
-    "weights.exported weights.stored",
+    "models.layers models.norm planning.programs processes.cluster processes.talk "
+    "report.run resample weights.exported weights.stored",
     "augment covariance data.builders.base data.builders.registered data.decode "
     "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
     "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
     "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
     "feature_set.shard feature_set.shard_file mmd models.projector models.resnet "
-    "planning.programs processes.roll_call report.curves report.records "
-    "report.verdict weights.archives weights.pickled weights.safetensors_files",
+    "planning.arithmetic planning.memory planning.received planning.told "
+    "processes.roll_call report.curves report.records report.verdict "
+    "weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
-    "feature_set.writer losses models planning.arithmetic planning.memory "
-    "planning.received planning.told processes report.accuracy report.evaluations "
+    "feature_set.writer losses models processes report.accuracy report.evaluations "
     "weights.torch_files",
     "checkpoint config_keys data.bad_pictures data.builders data.checking "
     "data.opening evaluators.logreg feature_set passes processes.rows report "
@@ -88,12 +88,19 @@ DOORS = {
 PURE = {
     "kernels": {"jax"},
     "collectives": {"jax"},
-    "mmd_forms": {"jax", f"{PACKAGE}.kernels", f"{PACKAGE}.collectives"},
+    "target": {"jax"},
+    "mmd_forms": {
+        "jax",
+        f"{PACKAGE}.collectives",
+        f"{PACKAGE}.kernels",
+        f"{PACKAGE}.target",
+    },
     "mmd": {
         "jax",
         f"{PACKAGE}.collectives",
         f"{PACKAGE}.kernels",
         f"{PACKAGE}.mmd_forms",
+        f"{PACKAGE}.target",
     },
     "covariance": {"jax", f"{PACKAGE}.collectives", f"{PACKAGE}.mmd_forms"},
     "losses": {

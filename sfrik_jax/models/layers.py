@@ -4,9 +4,7 @@ All return what the plain operations return, and have the same gradient up to ro
 only the way differs, and only on a CPU.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -15,38 +13,21 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from sfrik_jax.models import cpu_convolutions as cpu
+from sfrik_jax.target import is_cpu, is_one_cpu_device
 
 # Names of results that rematerialisation can keep (`resnet.ResNet.remat`).
 SAVED = CONVOLUTION, POOLING = ("convolution", "pooling")
 DILATIONS = ("lhs_dilation", "rhs_dilation")
-_portable = ContextVar("portable", default=False)
-
-
-@contextmanager
-def portable() -> Iterator[None]:
-    """Within it the plain operations are traced, for programs that run elsewhere."""
-    token = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(token)
-
-
-def _on_cpu() -> bool:
-    """Whether what is traced will run on this machine's CPU, as far as is known."""
-    return jax.default_backend() == "cpu" and not _portable.get()
 
 
 def convolution(
     x: jax.Array, kernel: jax.Array, window_strides, padding, **settings
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of NHWC images; on one CPU device, its CPU form.
+    """`jax.lax.conv_general_dilated` of NHWC images; on a CPU device, its CPU form.
 
     For `flax.linen.Conv(conv_general_dilated=…)`.
     """
     size, stride = kernel.shape[0], window_strides[0]
-    # A scan over parts of a batch that is split over devices would gather it.
-    alone = _on_cpu() and jax.device_count() == 1
     plain = (
         tuple(window_strides) == (stride, stride)
         and kernel.shape[:2] == (size, size)
@@ -55,7 +36,8 @@ def convolution(
         and {settings.get(name) for name in DILATIONS} <= {None, (1, 1)}
         and settings.get("feature_group_count", 1) == 1
     )
-    if alone and plain:
+    # A scan over parts of a batch that is split over devices would gather it.
+    if plain and is_one_cpu_device():
         y = convolution_on_cpu(x, kernel, stride)
     else:
         y = jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **settings)
@@ -149,7 +131,7 @@ convolution_on_cpu.defvjp(_forward_and_keep, _backward)
 
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 max pooling, stride 2, padding 1. x: [n, H, W, C]."""
-    pool = max_pool_of_slices if _on_cpu() else max_pool_of_windows
+    pool = max_pool_of_slices if is_cpu() else max_pool_of_windows
     return checkpoint_name(pool(x), POOLING)
 
 

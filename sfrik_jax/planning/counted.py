@@ -18,7 +18,6 @@ from sfrik_jax import mesh as mesh_lib
 from sfrik_jax import pretrain
 from sfrik_jax.collectives import DATA, MODEL
 from sfrik_jax.data.views import num_views, size_groups
-from sfrik_jax.models.layers import portable
 from sfrik_jax.planning import arithmetic, memory, received
 from sfrik_jax.planning.arithmetic import WEIGHT_BYTES, Work
 from sfrik_jax.planning.hardware import Hardware
@@ -30,6 +29,7 @@ from sfrik_jax.planning.programs import (
     equations,
     nbytes,
 )
+from sfrik_jax.target import portable
 
 # Where the number of images is not known: nothing that is counted depends on it.
 SOME_STEPS = 1000

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-from sfrik_jax.models.layers import portable
+from sfrik_jax.target import portable
 
 # Parts of a step. OUTSIDE is what the network's programs do outside of its modules:
 # they make the views and add up gradients. The rest is the optimiser and the gauges.

@@ -14,8 +14,8 @@ import numpy as np
 
 from sfrik_jax import augment, files
 from sfrik_jax.errors import ConfigError
-from sfrik_jax.models import layers
 from sfrik_jax.models.resnet import ResNet
+from sfrik_jax.target import portable
 from sfrik_jax.weights.names import Variables
 
 INPUTS = {"uint8": np.dtype("uint8"), "float32": np.dtype("float32")}
@@ -55,7 +55,7 @@ def export_stablehlo(
     (batch,) = jax.export.symbolic_shape("b")
     size = preprocessing["image_size"]
     images = jax.ShapeDtypeStruct((batch, size, size, 3), INPUTS[input_dtype])
-    with layers.portable(), jax.default_matmul_precision("highest"):
+    with portable(), jax.default_matmul_precision("highest"):
         program = jax.export.export(jax.jit(features), platforms=platforms)(images)
     content = bytes(program.serialize())
     files.write_whole(Path(path), content)
