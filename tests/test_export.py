@@ -84,7 +84,8 @@ def test_the_program_does_not_depend_on_the_machine_that_exports(
     found, traced = set(), set()
     for backend, devices in (("cpu", 8), ("cpu", 1), ("tpu", 4)):
         monkeypatch.setattr(jax, "default_backend", lambda name=backend: name)
-        monkeypatch.setattr(jax, "device_count", lambda count=devices: count)
+        for name in ("device_count", "local_device_count"):
+            monkeypatch.setattr(jax, name, lambda count=devices: count)
         path = tmp_path / "net.stablehlo"
         export.export_stablehlo(path, model, variables, PREPROCESSING)
         found.add(path.read_bytes())

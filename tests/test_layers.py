@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from filled import random_variables
+from jax.sharding import PartitionSpec as P
 
+from sfrik_jax.mesh import make_mesh
 from sfrik_jax.models import layers
 from sfrik_jax.models.resnet import ResNet
 
@@ -63,7 +65,7 @@ def test_convolution_in_bfloat16_is_within_its_rounding(x64, size):
 
 
 def spy_on_convolution_on_cpu(monkeypatch, devices):
-    """A list that grows by each call, in a process with so many devices."""
+    """A list that grows by each call, in a process that has so many devices."""
     calls, original = [], layers.convolution_on_cpu
 
     def counted(x, kernel, stride):
@@ -71,8 +73,13 @@ def spy_on_convolution_on_cpu(monkeypatch, devices):
         return original(x, kernel, stride)
 
     monkeypatch.setattr(layers, "convolution_on_cpu", counted)
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    have_devices(monkeypatch, devices)
     return calls
+
+
+def have_devices(monkeypatch, devices):
+    for name in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, lambda: devices)
 
 
 def training_value_and_gradients(model, variables, images):
@@ -96,10 +103,29 @@ def test_a_resnet_takes_it_on_one_cpu_and_keeps_its_result(x64, monkeypatch, ste
     calls = spy_on_convolution_on_cpu(monkeypatch, devices=8)
     want = training_value_and_gradients(model, variables, images)
     assert calls == []
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    have_devices(monkeypatch, 1)
     found = training_value_and_gradients(model, variables, images)
     assert len(calls) == 9  # the stem, two in each block, and two projections
     chex.assert_trees_all_close(found, want, rtol=1e-8, atol=1e-9)
+
+
+def test_a_process_with_one_device_of_many_takes_it_on_its_own_rows(x64, monkeypatch):
+    """Not outside of shard_map, where the partitioner would gather the batch."""
+    mesh, rng = make_mesh(2), np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((4, 6, 6, 3)))
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 5)))
+    calls = spy_on_convolution_on_cpu(monkeypatch, devices=8)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    settings = {"dimension_numbers": LAYOUT}
+
+    def convolved(x):
+        return layers.convolution(x, kernel, (1, 1), [(1, 1), (1, 1)], **settings)
+
+    want = jax.jit(convolved)(x)
+    assert not calls
+    rows = jax.shard_map(convolved, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_allclose(jax.jit(rows)(x), want, rtol=1e-10)
+    assert len(calls) == 1
 
 
 # --- Max pooling --------------------------------------------------------------------
