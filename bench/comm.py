@@ -235,7 +235,12 @@ def arguments() -> Namespace:
     parser.add_argument("--config", default=CONFIG, metavar="SPEC")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--check", action="store_true", help="compiled at a small size")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("batch", "q"):
+        value, most = getattr(args, name), max(args.devices)
+        if any(value % devices for devices in args.devices):
+            parser.error(f"--{name} {value} is not shared evenly by {most} devices")
+    return args
 
 
 def main() -> None:

@@ -68,9 +68,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_) -> None:
         # A save that other processes have left would wait for them.
-        if kind in (None, Preempted) or processes.count() == 1:
+        together = error is None or (isinstance(error, Preempted) and error.of_all)
+        if together or processes.count() == 1:
             self._manager.close()
 
     def steps(self) -> list[int]:
@@ -140,11 +141,21 @@ class Checkpoints:
         return restored["state"], None
 
     def _read_step(self, step: int, abstract: Any) -> tuple[Any, str]:
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-        )
+        """The items of a checkpoint, or why this process cannot read them.
+
+        The manager's own restore waits at its end for all processes, for ever where
+        one of them has failed: the handlers read without waiting.
+        """
+        path = self._manager.directory / str(step)
+        read_state = ocp.StandardCheckpointHandler().restore
+        read_json = ocp.JsonCheckpointHandler().restore
         try:
-            restored = self._manager.restore(step, args=items)
+            restored = {
+                "state": read_state(
+                    path / "state", args=ocp.args.StandardRestore(abstract)
+                ),
+                "meta": read_json(path / "meta", args=ocp.args.JsonRestore()),
+            }
             dict(restored["meta"]["digest"])
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise  # of the machine, not of the checkpoint

@@ -183,10 +183,28 @@ def check_mesh(at: Settings) -> str | None:
     return f"mesh.data={at['mesh.data']}; set -1 (all devices) or at least 1"
 
 
+def check_projector(at: Settings) -> str | None:
+    """The axis `model` has something to split, and the projector an axis."""
+    model, projector = at["mesh.model"], at["mesh.projector"]
+    if (model > 1) == (projector == "model"):
+        return None
+    if model > 1:
+        return (
+            f"mesh.model={model} with mesh.projector={projector!r}: devices along that "
+            "axis would repeat each other's work; set mesh.projector=model, or "
+            "mesh.model=1"
+        )
+    return (
+        "mesh.projector='model' with mesh.model=1 splits nothing; set mesh.model to "
+        "the number of parts, or mesh.projector=data"
+    )
+
+
 def check_fixed_order(at: Settings) -> str | None:
     """A fixed order of sums has a pass of its own."""
     plain = {"mesh.model": 1, "mesh.projector": "replicated"}
     plain |= {"step.remat": "none", "step.micro_batches": 1}
+    plain |= {"step.reduce_dtype": "float32"}
     for key, value in plain.items():
         if at["step.deterministic_reduce"] and at[key] != value:
             return (
@@ -207,6 +225,7 @@ RUN_RULES: tuple[Rule, ...] = (
     check_schedule,
     check_probe,
     check_profile,
+    check_projector,
     check_fixed_order,
 )
 

@@ -28,10 +28,12 @@ def device_problems(at: Mapping[str, Any], num_devices: int) -> Iterator[str]:
 
 def _parts_problems(at: Mapping[str, Any], data: int) -> Iterator[str]:
     batch, micro = at["data.batch_size"], at["step.micro_batches"]
-    if batch % (data * micro):
+    # Batch norm needs two images in a part.
+    fit = [n for n in _divisors(batch // data) if batch >= 2 * n]
+    if micro not in fit:
         yield (
             f"step.micro_batches={micro} does not divide the {batch // data} images of "
-            f"each of {data} devices; use {_listed(_divisors(batch // data))}"
+            f"each of {data} devices into parts of two or more; use {_listed(fit)}"
         )
     parts = at["step.deterministic_reduce"]
     if parts and (batch % parts or parts % data):

@@ -147,13 +147,21 @@ def _stacked(var: Any, equal: dict, each: dict, count: int) -> jax.Array:
 def ordered_sum(x: jax.Array) -> jax.Array:
     """The sum over the parts of all devices, from the first to the last.
 
+    Each device gets all parts of its slice of the entries, adds them up in order, and
+    gathers the slices: two exchanges that move bits and add nothing.
+
     x: [parts of this device, …], inside `jax.shard_map`; all devices return the same.
     """
-    everything = jax.lax.all_gather(x, DATA, axis=0, tiled=True)
-    total = everything[0]
-    for part in everything[1:]:
+    own, size = len(x), x[0].size
+    devices = jax.lax.axis_size(DATA)
+    padded = -(-size // devices) * devices
+    flat = jnp.pad(x.reshape(own, size), [(0, 0), (0, padded - size)])
+    parts = jax.lax.all_to_all(flat, DATA, split_axis=1, concat_axis=0, tiled=True)
+    total = parts[0]
+    for part in parts[1:]:
         total = jax.lax.optimization_barrier(total + part)
-    return total
+    everything = jax.lax.all_gather(total, DATA, axis=0, tiled=True)
+    return everything[:size].reshape(x.shape[1:])
 
 
 def in_fixed_order(

@@ -10,7 +10,8 @@ import threading
 import time
 from pathlib import Path
 
-from sfrik_jax.errors import OutputError
+from sfrik_jax import files
+from sfrik_jax.errors import DiskFullError, OutputError
 
 # What file systems say that have no locks, such as Lustre without the option flock.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -85,7 +86,8 @@ class Claim:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         try:
-            self._write("x", 0)
+            with path.open("x", encoding="utf-8") as file:
+                file.write(self._line(0))
             time.sleep(SETTLE)
             mine = self._text().startswith(self._token)
         except FileExistsError:
@@ -105,7 +107,7 @@ class Claim:
 
     def _wait_for_its_end(self, what: str, remedy: str) -> None:
         before, end = self._text(), time.monotonic() + STALE
-        while before and time.monotonic() < end:
+        while self._path.exists() and time.monotonic() < end:
             time.sleep(min(BEAT, STALE) / 10)
             if self._text() not in (before, ""):
                 raise OutputError(f"{what} is locked by {self._who()}; {remedy}")
@@ -115,13 +117,13 @@ class Claim:
         while not self._over.wait(BEAT):
             beat += 1
             # A moment without the file system is no reason to end a run.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, DiskFullError):
                 if self._text().startswith(self._token):
-                    self._write("w", beat)
+                    # At once, so that nobody reads an empty claim.
+                    files.write_whole(self._path, self._line(beat).encode())
 
-    def _write(self, mode: str, beat: int) -> None:
-        with self._path.open(mode, encoding="utf-8") as file:
-            file.write(f"{self._token} {beat}\n")
+    def _line(self, beat: int) -> str:
+        return f"{self._token} {beat}\n"
 
     def _text(self) -> str:
         try:

@@ -4,8 +4,8 @@
 the second moments of pairs of dimensions. Both take the rows x as they are: the unit
 rows z = x / ‖x‖ are never written, and bfloat16 rows enter the products unrounded.
 
-Rows and columns of x may be split over mesh axes (`mesh.Split`); all sums over devices
-are written out here.
+Rows and columns of x may be split over mesh axes (`collectives.Split`); all sums over
+devices are written out here.
 
 n: all rows; b: the rows of this device; q: dimension; k: the columns of this device;
 L: truncation order.

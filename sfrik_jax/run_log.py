@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
+from sfrik_jax import processes
 from sfrik_jax.errors import NonFiniteError
 from sfrik_jax.metrics import Display, Unseen, Writer, read_rows
 from sfrik_jax.rundir import RunDirectory
@@ -131,9 +132,12 @@ class RunLog:
         indices = self._indices(step - 1).tolist()
         about = {"step": step, "seed": self._seed, "index": indices}
         self._run.write_json(name, about)
-        raise NonFiniteError(
-            f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it are "
-            f"kept, the batch is listed in {self._run.path / name}. {self._remedy}"
+        raise processes.of_all(
+            NonFiniteError(
+                f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it "
+                f"are kept, the batch is listed in {self._run.path / name}. "
+                f"{self._remedy}"
+            )
         )
 
 

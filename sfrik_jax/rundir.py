@@ -162,11 +162,13 @@ class RunDirectory:
             return name
 
         name = processes.from_first(write)
-        seen = self._sees(name)
         where = f"process {processes.index()} on {socket.gethostname()}, {self.path}"
-        blind = [text for text in processes.gather("" if seen else where) if text]
-        if processes.first():
-            (self.path / name).unlink()
+        try:
+            seen = self._sees(name)
+            blind = [text for text in processes.gather("" if seen else where) if text]
+        finally:
+            if processes.first():
+                (self.path / name).unlink(missing_ok=True)
         if blind:
             raise processes.of_all(
                 OutputError(

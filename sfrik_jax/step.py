@@ -66,7 +66,7 @@ def make_train_step(
 
     Returns:
       step(state, batch) -> (state, scalars). The scalars are named as in
-      metrics.jsonl; with automatic partitioning each is over the global batch.
+      metrics.jsonl, each over the global batch.
     """
     in_float64 = jnp.dtype(model.backbone.dtype) == jnp.float64
     dtype = jnp.dtype(jnp.float64 if in_float64 else reduce_dtype)

@@ -227,6 +227,8 @@ def test_an_unknown_key_or_a_wrong_type_is_refused(override, words):
         ("optim.warmup_epochs=-1", "at least 0"),
         ("optim.warmup_epochs=101", "is more than optim.epochs=100; set it to 100"),
         ("mesh.data=0", "set -1 (all devices) or at least 1"),
+        ("mesh.model=2", "mesh.model=2 with mesh.projector='replicated'"),
+        ("mesh.projector=model", "with mesh.model=1"),
         ("step.remat=half", "choose one of none, convolutions, blocks"),
         ("step.micro_batches=0", "at least 1"),
         ("mesh.model=0", "at least 1"),
@@ -326,15 +328,29 @@ def test_a_batch_is_at_most_the_data_set():
             "1, 2, 4 or 5",
         ),
         (["data.batch_size=3"], 8, "use 8, or set mesh.data to 1 or 3"),
-        (["data.batch_size=9", "mesh.model=4"], 8, "over on 2 devices; use 8 or 10"),
+        (
+            ["data.batch_size=9", "mesh.model=4", "mesh.projector=model"],
+            8,
+            "over on 2 devices; use 8 or 10",
+        ),
         (["data.batch_size=9", "mesh.data=2"], 8, "over on 2 devices"),
-        (["mesh.model=3"], 8, "does not divide the 8 devices; use 1, 2, 4 or 8"),
-        (["mesh.data=4", "mesh.model=4"], 8, "is more than the 8 devices"),
+        (
+            ["mesh.model=3", "mesh.projector=model"],
+            8,
+            "does not divide the 8 devices; use 1, 2, 4 or 8",
+        ),
+        (
+            ["mesh.data=4", "mesh.model=4", "mesh.projector=model"],
+            8,
+            "is more than the 8 devices",
+        ),
         (
             ["data.batch_size=48", "step.micro_batches=4"],
             8,
-            "does not divide the 6 images of each of 8 devices; use 1, 2, 3 or 6",
+            "does not divide the 6 images of each of 8 devices into parts of two or "
+            "more; use 1, 2, 3 or 6",
         ),
+        (["data.batch_size=8", "step.micro_batches=8"], 1, "use 1, 2 or 4"),
         (
             ["data.batch_size=48", "step.deterministic_reduce=12"],
             8,

@@ -4,6 +4,7 @@ The rate is small: at a rate that trains, rounding grows a thousandfold in ten s
 such a small net, and no two partitions of the same sums would agree for long.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -235,6 +236,68 @@ def test_m2_the_supervisor_starts_a_job_again_that_lost_a_process(
     _, err = supervisor.communicate(timeout=300)
     assert supervisor.returncode == 0, err
     assert err.count("ended by SIGKILL") == 2
+    assert_same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_e1_a_fixed_order_gives_the_same_bits_in_any_number_of_processes(
+    settings, tmp_path
+):
+    """1, 2, 4 devices in each of 1, 2, 4 processes; then on from one to another."""
+    own = [*settings, "step.deterministic_reduce=16", "optim.epochs=2"]
+    hashes = {}
+    for count, devices in itertools.product((1, 2, 4), repeat=2):
+        run = tmp_path / f"{count}x{devices}"
+        codes, said = job(count, devices, run, own).end()
+        assert codes == [0] * count, said
+        hashes[count, devices] = summary(run)["weights_sha256"]
+    assert len(set(hashes.values())) == 1, hashes
+    run = tmp_path / "on"
+    running = job(2, 1, run, own)
+    running.after(3, run)
+    running.processes[1].send_signal(signal.SIGTERM)
+    assert running.end()[0] == [75, 75]
+    codes, said = job(1, 4, run, own).end()
+    assert codes == [0], said
+    assert summary(run)["weights_sha256"] == hashes[1, 1]
+
+
+UNREADABLE = """
+import os, sys
+if os.environ.get("SFRIK_PROCESS_INDEX") == "1" and "pretrain" in sys.orig_argv:
+    from orbax.checkpoint import StandardCheckpointHandler
+    read = StandardCheckpointHandler.restore
+    def restore(self, directory, *args, **settings):
+        if os.environ["UNREADABLE"] in str(directory).split(os.sep):
+            raise OSError("Stale file handle")
+        return read(self, directory, *args, **settings)
+    StandardCheckpointHandler.restore = restore
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_no_process_takes(
+    settings, whole, tmp_path, monkeypatch
+):
+    """With columns of the projector in each, which is then resumed whole in one."""
+    run = tmp_path / "run"
+    split = [*settings, "mesh.projector=data", "checkpoint.every_steps=4"]
+    running = job(2, 1, run, split)
+    running.after(10, run)
+    running.processes[0].send_signal(signal.SIGTERM)
+    assert running.end()[0] == [75, 75]
+    newest = local.newest_step(run)
+    (tmp_path / "sitecustomize.py").write_text(UNREADABLE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("UNREADABLE", str(newest))
+    running = job(2, 1, run, [*split, "log.every_steps=1"])
+    running.after(newest + 1, run)
+    running.processes[0].send_signal(signal.SIGTERM)
+    codes, said = running.end()
+    assert codes == [75, 75], said
+    assert f"SFRIK-CKPT-CORRUPT step {newest}: cannot be read" in said[0]
+    assert (run / "checkpoints" / f"{newest}.corrupt").is_dir()
+    assert main(command(run, [*settings, "mesh.data=4"])) == 0
     assert_same_run(run, whole)
 
 

@@ -181,6 +181,25 @@ def test_blocks_that_are_computed_again_cost_their_forward_pass(small):
     assert 1.33 < flop["blocks"] / flop["none"] < 1.45
 
 
+def test_nothing_is_sent_twice_where_activations_are_computed_again(small):
+    for columns in ("replicated", "data"):
+        split = [f"mesh.projector={columns}"]
+        sent = [
+            received.summary(received.collectives(counted.trace(config, 2).program))
+            for remat in ("none", "convolutions", "blocks")
+            for config in [
+                configs.apply_overrides(small, [*split, f"step.remat={remat}"])
+            ]
+        ]
+        assert sent[0] and sent[0] == sent[1] == sent[2]
+
+
+def test_a_replicated_projector_fits_with_blocks_computed_again(r50):
+    settings = ["mesh.projector=replicated", "step.remat=blocks"]
+    config = configs.apply_overrides(r50, settings)
+    assert counted.trace(config, 8).peak().bytes <= 16e9
+
+
 def test_a_step_has_the_work_of_its_network(small):
     model = counted.trace(small, 1).parts.model.backbone
     pixels = jax.ShapeDtypeStruct((2, 48, 48, 3), model.dtype)
@@ -199,14 +218,14 @@ def test_the_batch_in_parts_takes_less_memory(small):
 def test_the_time_is_the_longer_limit_and_the_network():
     sheet = hardware.Hardware("x", 10.0, 5.0, 1e9, 2.0, 8, 1.0, "")
     record = {
-        "devices": 8,
+        "mesh": {"data": 4, "model": 2},
         "flop": {"a": 20.0, "b": 10.0},
         "traffic_bytes": 20.0,
         "received_bytes": 6.0,
     }
     took = counted.seconds(record, sheet)
     assert took == {"arithmetic": 3, "traffic": 4, "network": 3, "step": 7}
-    assert counted.seconds(record | {"devices": 16}, sheet)["network"] == 6
+    assert counted.seconds(record | {"mesh": {"data": 16}}, sheet)["network"] == 6
 
 
 def test_settings_that_make_a_step_fit_are_found(small):
@@ -224,6 +243,9 @@ def test_settings_that_make_a_step_fit_are_found(small):
     assert less <= plans.USABLE * enough < peaks[()]
     assert "step.remat=convolutions" in settings
     assert remedies.for_memory(1.0) is None
+    # On one device there is nothing to split.
+    alone = plans.Remedies(small, 1)
+    assert all("projector" not in " ".join(each) for each in alone._smaller())
     lines = list(told.warning("h100", peaks[()], found))
     assert "--config.step.remat=convolutions" in lines[1]
     assert "smaller batch" in list(told.warning("h100", 1, None))[1]
@@ -253,6 +275,15 @@ def test_the_command_prints_and_stores_what_is_counted(capsys, tmp_path, small):
     assert record["xla_peak_bytes"] is None  # a CPU's says nothing of accelerators
 
 
+def test_what_is_not_counted_is_said(capsys):
+    words = ["--devices", "2", "--images", "5000", "--hardware", "h100"]
+    assert run(*words, "--config.loss.method=simclr") == 0
+    out = capsys.readouterr().out
+    assert "not counted: what the loss of simclr sends and a data set that lives" in out
+    assert run(*words, "--config.data.residence=host") == 0
+    assert "not counted" not in capsys.readouterr().out
+
+
 def test_a_set_that_is_not_here_leaves_the_hours_out(capsys, tmp_path):
     words = ["--devices", "2", "--hardware", "h100"]
     assert run(*words, f"--config.data.path={tmp_path}") == 0
@@ -267,6 +298,7 @@ def test_a_set_that_is_not_here_leaves_the_hours_out(capsys, tmp_path):
         (["--devices", "3"], "data.batch_size=128 leaves 2 images over on 3 devices"),
         (["--images", "64"], "64"),
         (["--config.step.remat=some"], "step.remat"),
+        (["--config.step.deterministic_reduce=8"], "is not planned"),
     ],
 )
 def test_what_cannot_be_is_one_line(capsys, words, says):

@@ -104,6 +104,10 @@ def test_a_task_of_slurm_and_a_shell_inside_an_allocation(told):
     # A task alone on its node has all of the node's devices.
     alone = told(**STEP, SLURM_STEP_TASKS_PER_NODE="1(x3)")
     assert alone is not None and alone.device_ids is None
+    # Three nodes of one task each, then one of two.
+    for node, own in (("2", None), ("3", (1,))):
+        uneven = told(**STEP, SLURM_STEP_TASKS_PER_NODE="1(x3),2", SLURM_NODEID=node)
+        assert uneven is not None and uneven.device_ids == own
     port = told(**STEP, SFRIK_PORT="7777")
     assert port is not None and port.port == 7777
     # An interactive step of one task in an allocation for three; a batch script.
@@ -253,6 +257,25 @@ def test_m1_a_signal_to_one_stops_all_at_the_same_step(talks):
     assert stopped[0] > 20
 
 
+def test_a_process_that_fails_before_it_agrees_to_stop_holds_nobody_up(
+    talks, monkeypatch
+):
+    monkeypatch.setattr("sfrik_jax.processes.talk.end", lambda line, code: None)
+    talks[2].close()  # it is about to fail, and answers no more
+    for talk in talks:
+        talk.reached(7)
+    talks[1].stop_requested = True
+    while not talks[0]._asked:
+        time.sleep(0.05)
+    talks[2].fail(65, "the picture is bad")
+    start = time.monotonic()
+    with pytest.raises(errors.ToldError, match="the picture is bad"):
+        talks[0].reached(8)
+    assert time.monotonic() - start < 5
+    for talk in talks[::-1]:
+        talk.hear()
+
+
 def test_asking_whether_to_stop_costs_microseconds(talks):
     start = time.perf_counter()
     for step in range(10_000):
@@ -304,14 +327,16 @@ class Device(SimpleNamespace):
         return self.id
 
 
-def rows_of(grid: list[list[int]], batch: int, monkeypatch, index: int) -> list[int]:
+def rows_of(
+    grid: list[list[int]], batch: int, monkeypatch, index: int, count: int = 0
+) -> list[int]:
     """The rows of a process; the grid holds the process of each device."""
     numbered = np.empty(np.shape(grid), object)
     for number, place in enumerate(np.ndindex(*numbered.shape)):
         numbered[place] = Device(
             id=number, process_index=grid[place[0]][place[1]], platform="cpu"
         )
-    count = max(map(max, grid)) + 1
+    count = count or max(map(max, grid)) + 1
     monkeypatch.setattr(mesh_lib.jax, "process_count", lambda: count)
     monkeypatch.setattr(mesh_lib.jax, "process_index", lambda: index)
     mesh = Mesh(numbered, ("data", "model"))
@@ -330,3 +355,5 @@ def test_rows_follow_the_devices_of_a_process(monkeypatch):
     assert rows([[0, 0], [1, 1]], 1) == [4, 5, 6, 7]
     with pytest.raises(errors.ConfigError, match="some of the rows"):
         rows([[0, 0, 1], [1, 2, 2]], 0)
+    with pytest.raises(errors.ConfigError, match="leave process 1 without a device"):
+        rows_of([[0]], 8, monkeypatch, 1, count=2)

@@ -57,6 +57,16 @@ def test_a_claim_without_a_sign_of_life_is_taken_over(tmp_path, no_locks):
     assert path.read_text().startswith("other pid 2")
 
 
+def test_a_claim_is_never_seen_empty(tmp_path, no_locks, monkeypatch):
+    """An empty file would be taken for none, and a second run would begin."""
+    monkeypatch.setattr(locks, "BEAT", 0.001)
+    path = tmp_path / "claim"
+    claim = Claim(path, *WORDS)
+    texts = {path.read_text()[:20] for _ in range(3000)}
+    claim.close()
+    assert len(texts) == 1 and texts != {""}
+
+
 def test_of_several_that_claim_at_once_one_gets_it(tmp_path, no_locks):
     def attempt(_):
         try:

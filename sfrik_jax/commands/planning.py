@@ -103,4 +103,9 @@ def _peak_by_xla(config: Any, devices: int) -> int | None:
 
     if jax.default_backend() == "cpu" or jax.device_count() != devices:
         return None
-    return memory.of_compiled(counted.compiled(config)[0])
+    try:
+        return memory.of_compiled(counted.compiled(config)[0])
+    except jax.errors.JaxRuntimeError as error:
+        first = str(error).splitlines()[0][:160]
+        print(f"XLA does not compile the step for the devices here: {first}")
+        return None

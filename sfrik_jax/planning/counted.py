@@ -18,6 +18,7 @@ from sfrik_jax import mesh as mesh_lib
 from sfrik_jax import pretrain
 from sfrik_jax.collectives import DATA, MODEL
 from sfrik_jax.data.views import num_views, size_groups
+from sfrik_jax.errors import ConfigError
 from sfrik_jax.planning import arithmetic, memory, received
 from sfrik_jax.planning.arithmetic import WEIGHT_BYTES, Work
 from sfrik_jax.planning.hardware import Hardware
@@ -74,9 +75,15 @@ class TracedStep(NamedTuple):
 def trace(config: ConfigDict, devices: int) -> TracedStep:
     """The step of a configuration on so many devices.
 
-    Errors: ConfigError where the settings do not suit the number of devices.
+    Errors: ConfigError where the settings do not suit the number of devices, and for
+        sums in a fixed order, whose program does not tell how often its parts run.
     """
     configs.validate(config, num_devices=devices)
+    if config.step.deterministic_reduce:
+        raise ConfigError(
+            f"step.deterministic_reduce={config.step.deterministic_reduce} is not "
+            "planned; see the costs in docs/scaling.md, or set it to 0"
+        )
     model = config.mesh.model
     data = devices // model if config.mesh.data == -1 else config.mesh.data
     auto = (AxisType.Auto, AxisType.Auto)
@@ -155,9 +162,20 @@ def count(config: ConfigDict, devices: int) -> dict[str, Any]:
         "peak_parts": peak.parts,
         "flop": {part: work.flop for part, work in products.items()},
         "traffic_bytes": _traffic(config, step, products, held["params"] / 4),
+        "uncounted": _uncounted(config),
         "collectives": received.summary(found),
         "received_bytes": sum(each.times * each.received for each in found),
     }
+
+
+def _uncounted(config: ConfigDict) -> str:
+    """What a plan of these settings leaves out, for its reader."""
+    left_out = []
+    if config.loss.method != "sfrik":
+        left_out.append(f"what the loss of {config.loss.method} sends")
+    if config.data.residence != "host":
+        left_out.append("a data set that lives on the device")
+    return " and ".join(left_out)
 
 
 def work_by_part(step: TracedStep) -> dict[str, Work]:
@@ -208,7 +226,8 @@ def seconds(counted: dict[str, Any], sheet: Hardware) -> dict[str, float]:
     """
     arithmetic_ = sum(counted["flop"].values()) / sheet.flop
     traffic = counted["traffic_bytes"] / sheet.traffic
-    network = counted["received_bytes"] / sheet.network(counted["devices"])
+    together = math.prod(counted["mesh"].values())
+    network = counted["received_bytes"] / sheet.network(together)
     return {
         "arithmetic": arithmetic_,
         "traffic": traffic,

@@ -13,15 +13,19 @@ from sfrik_jax.planning.hardware import SHEETS
 # A tenth of a device's memory stays for the compiler's own room and for pieces that
 # fit nowhere.
 USABLE = 0.9
-# What makes a step smaller, the cheapest first. Each is tried with those of the list
-# that stand in the same line.
+SPLIT = "mesh.projector=data"
+CONVOLUTIONS, BLOCKS = "step.remat=convolutions", "step.remat=blocks"
+# What makes a step smaller, the cheapest first; those of one line are tried together.
 SMALLER: tuple[tuple[str, ...], ...] = (
-    ("mesh.projector=data",),
-    ("step.remat=convolutions",),
-    ("mesh.projector=data", "step.remat=convolutions"),
-    ("mesh.projector=data", "step.remat=blocks"),
-    ("mesh.projector=data", "step.remat=blocks", "step.micro_batches=4"),
-    ("mesh.projector=data", "step.remat=blocks", "step.micro_batches=16"),
+    (SPLIT,),
+    (CONVOLUTIONS,),
+    (SPLIT, CONVOLUTIONS),
+    (BLOCKS,),
+    (SPLIT, BLOCKS),
+    (BLOCKS, "step.micro_batches=4"),
+    (SPLIT, BLOCKS, "step.micro_batches=4"),
+    (BLOCKS, "step.micro_batches=16"),
+    (SPLIT, BLOCKS, "step.micro_batches=16"),
 )
 
 
@@ -77,7 +81,10 @@ class Remedies:
         """Those that change something, without what is so already."""
         flat = configs.flatten(self._config)
         told = set()
+        alone = self._devices == flat["mesh.model"] or flat["mesh.data"] == 1
         for settings in SMALLER:
+            if alone and SPLIT in settings:
+                continue
             changes = tuple(
                 text
                 for text in settings

@@ -29,6 +29,8 @@ def lines(record: Mapping[str, Any], xla_peak: int | None = None) -> Iterator[st
         f"parameters: backbone {millions['backbone']:,.1f} M, "
         f"projector {millions['projector']:,.1f} M"
     )
+    if record["uncounted"]:
+        yield f"not counted: {record['uncounted']}"
     yield from _memory(record, xla_peak)
     yield from _work(record)
     yield from _received(record)
@@ -91,7 +93,7 @@ def _estimates(record: Mapping[str, Any]) -> Iterator[str]:
         numbers = [*(f"{each:,.1f}" for each in ms), f"{rate:,.0f}", hours]
         cells = [*numbers, "yes" if took["fits"] else "no"]
         yield f"  {name:<10}" + "".join(
-            f"{cell:>{max(9, len(head) + 1)}}"
+            f" {cell:>{max(8, len(head))}}"
             for cell, head in zip(cells, heads, strict=True)
         )
     yield "a step = the longer of arithmetic and memory, then the network; no card"
@@ -115,3 +117,5 @@ def warning(
     settings, less = remedy
     words = " ".join(f"--config.{each}" for each in settings)
     yield f"  {less / 1e9:,.1f} GB with {words}"
+    if "micro_batches" in words:
+        yield "  (batch norm then sees a part of the batch)"

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from sfrik_jax.errors import (
+    ConfigError,
     MismatchError,
     Preempted,
     SfrikError,
@@ -51,6 +52,7 @@ GONE = re.compile(
 # Seconds in which the notice of a process that failed arrives before what it breaks.
 NOTICE = 1.5
 SHUTDOWN = 20
+LEAST_INITIALIZATION = 10
 
 _talk: Talk | None = None
 
@@ -97,7 +99,11 @@ def joined(join_seconds: int, heartbeat_seconds: int, stop: Stop) -> Iterator[No
     if place.index > 0:
         for name in ("sfrik", "absl"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    talk = _talk = Talk(_client(place, heartbeat_seconds), place.index, place.count)
+    try:
+        client = _client(place, heartbeat_seconds)
+    except RuntimeError as error:
+        raise _not_joined(place, error) from error
+    talk = _talk = Talk(client, place.index, place.count)
     stopped = None
     try:
         try:
@@ -203,12 +209,22 @@ def _client(place: Place, heartbeat_seconds: int) -> Any:
         local_device_ids=place.device_ids,
         cluster_detection_method="deactivate",
         # They have all met a moment ago.
-        initialization_timeout=60,
+        initialization_timeout=max(heartbeat_seconds, LEAST_INITIALIZATION),
         heartbeat_timeout_seconds=heartbeat_seconds,
         shutdown_timeout_seconds=SHUTDOWN,
         coordinator_bind_address=bind or None,
     )
     return distributed.global_state.client
+
+
+def _not_joined(place: Place, error: RuntimeError) -> SfrikError:
+    """What jax could not do although all had met."""
+    if "Failed to start RPC server" in str(error):
+        return ConfigError(
+            f"the coordinator's port {place.coordinator} was taken meanwhile; choose "
+            "another one for all processes"
+        )
+    return lost(error)
 
 
 def _leave(talk: Talk) -> None:
@@ -222,14 +238,15 @@ def _leave(talk: Talk) -> None:
 
 def _fail(talk: Talk, error: BaseException) -> NoReturn:
     """Tells the others, says why, and ends."""
-    error = _translated(talk, error)
+    original, error = error, _translated(talk, error)
     code = error.code if isinstance(error, SfrikError) else 1
     message = " ".join(str(error).splitlines()) or type(error).__name__
     told = isinstance(error, ToldError)
     if not told:
         talk.fail(code, message)
-    if not isinstance(error, SfrikError):
-        traceback.print_exception(error)
+    # Also of what only seems to be another process's end: it may be this one's fault.
+    if not isinstance(original, SfrikError) and not told:
+        traceback.print_exception(original)
     who = f"process {talk.index}: " if talk.index else ""
     line = "" if told and talk.index else f"error: {who}{message}"
     talk.hear()
@@ -238,7 +255,10 @@ def _fail(talk: Talk, error: BaseException) -> NoReturn:
 
 def _translated(talk: Talk, error: BaseException) -> BaseException:
     """Of an error in a device's words that a peer is gone: what ended that, if told."""
-    if isinstance(error, SfrikError) or not GONE.search(str(error)):
+    import jax
+
+    of_a_device = isinstance(error, jax.errors.JaxRuntimeError)
+    if not of_a_device or not GONE.search(str(error)):
         return error
     deadline = time.monotonic() + NOTICE
     while talk.failure is None and time.monotonic() < deadline:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import re
 from typing import NamedTuple
 
 from sfrik_jax.errors import ConfigError
@@ -95,9 +96,20 @@ def _slurm() -> Place | None:
         return None
     place = _from_jax(clusters.SlurmCluster, "SLURM")
     # jax gives each task the device of its number; a task alone on a node has them all.
-    alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
-    local = None if alone else (int(os.environ["SLURM_LOCALID"]),)
+    local = None if _tasks_here() == 1 else (int(os.environ["SLURM_LOCALID"]),)
     return place._replace(count=int(tasks), device_ids=local)
+
+
+def _tasks_here() -> int | None:
+    """Tasks of the step on this node, from a list such as "2(x3),1"; None if untold."""
+    tasks: list[int] = []
+    for each in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", each)
+        if found is None:
+            return None
+        tasks += [int(found[1])] * int(found[2] or 1)
+    node = int(os.environ.get("SLURM_NODEID", 0))
+    return tasks[node] if node < len(tasks) else None
 
 
 def _detected() -> Place | None:
@@ -121,7 +133,7 @@ def _detected() -> Place | None:
             found["Kubernetes"] = clusters.K8sCluster
     for told_by, kind in found.items():
         if kind.is_env_present():
-            return _from_jax(kind, told_by) if kind.get_process_count() > 1 else None
+            return _from_jax(kind, told_by)
     return None
 
 

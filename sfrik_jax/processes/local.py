@@ -40,8 +40,10 @@ class Job:
 
     def __init__(self, count: int, devices: int, command: Sequence[str]) -> None:
         port = free_port()
-        self._processes = [
-            subprocess.Popen(
+        self._handed = 0  # signals
+        self._processes: list[subprocess.Popen[str]] = []
+        for index in range(count):
+            process = subprocess.Popen(
                 [*PROGRAM, *command],
                 env=environment(index, count, devices, port),
                 stdin=subprocess.DEVNULL,
@@ -51,8 +53,7 @@ class Job:
                 # Ctrl-C comes to the launcher alone, which hands it on once.
                 process_group=0,
             )
-            for index in range(count)
-        ]
+            self._processes.append(process)
         self._readers = [
             threading.Thread(target=_show, args=(index, process.stdout), daemon=True)
             for index, process in enumerate(self._processes)
@@ -67,6 +68,12 @@ class Job:
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
+
+    def hand(self, signals: Sequence[int]) -> None:
+        """Hands on those of all signals so far that it has not had yet."""
+        while self._handed < len(signals):
+            self._handed += 1
+            self.send(signals[self._handed - 1])
 
     def wait(self) -> int:
         """Waits for all to end, and ends those that do not; the code of the job."""
@@ -108,18 +115,35 @@ def supervise(
     running: list[Job] = []
 
     def hand_on(number: int, frame: object) -> None:
-        asked.append(number)
+        # A terminal that closes is a wish to stop too.
+        asked.append(signal.SIGTERM if number == signal.SIGHUP else number)
         for job in running:
-            job.send(number)
+            job.hand(asked)
 
-    for number in SIGNALS:
+    for number in (*SIGNALS, signal.SIGHUP):
         signal.signal(number, hand_on)
+    try:
+        return _until_done(count, devices, restarts, command, workdir, asked, running)
+    finally:
+        for job in running:
+            job.send(signal.SIGKILL)  # nothing may train on without its launcher
+
+
+def _until_done(
+    count: int,
+    devices: int,
+    restarts: int,
+    command: Sequence[str],
+    workdir: Path,
+    asked: list[int],
+    running: list[Job],
+) -> int:
     tries, newest = 0, newest_step(workdir)
     while True:
-        running[:] = [Job(count, devices, command)]
-        for number in asked[:1]:  # it came between two jobs
-            running[0].send(number)
-        code = running[0].wait()
+        job = Job(count, devices, command)
+        running[:] = [job]
+        job.hand(asked)  # what came while it started
+        code = job.wait()
         again = code in (Preempted.code, LostPeerError.code) or code > 128
         if asked or not again:
             return code

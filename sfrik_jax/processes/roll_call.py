@@ -149,24 +149,31 @@ def _listen(place: Place) -> socket.socket:
     )
     # All interfaces in one socket: that of IPv6 hears IPv4 too.
     where.sort(key=lambda each: each[0] != socket.AF_INET6)
-    family, _, _, _, address = where[0 if socket.has_dualstack_ipv6() else -1]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(address)
-        listener.listen(place.count)
-    except OSError as error:
-        listener.close()
-        taken = error.errno == errno.EADDRINUSE
-        why = "is taken by another program" if taken else f"cannot be used ({error})"
-        raise ConfigError(
-            f"the coordinator's port {place.coordinator} {why}; choose another one for "
-            "all processes"
-        ) from error
-    listener.settimeout(PAUSE)
-    return listener
+    if not socket.has_dualstack_ipv6():
+        where = where[::-1]
+    refused: OSError | None = None
+    for family, _, _, _, address in where:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listener.bind(address)
+            listener.listen(place.count)
+        except OSError as error:
+            listener.close()
+            refused = error
+            if error.errno == errno.EADDRNOTAVAIL:  # localhost may name ::1 in vain
+                continue
+            break
+        listener.settimeout(PAUSE)
+        return listener
+    taken = refused is not None and refused.errno == errno.EADDRINUSE
+    why = "is taken by another program" if taken else f"cannot be used ({refused})"
+    raise ConfigError(
+        f"the coordinator's port {place.coordinator} {why}; choose another one for all "
+        "processes"
+    ) from refused
 
 
 def _accepted(listener: socket.socket) -> Iterator[socket.socket]:

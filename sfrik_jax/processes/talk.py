@@ -23,6 +23,10 @@ PIECE = 500
 # Seconds between two looks for a notice. To wait for one in pieces would leave a note
 # of each piece in the store, for as long as none comes.
 LOOK = 0.5
+# And where all are about to agree on a step to stop at.
+SOON = 0.05
+# Seconds in which the store may fail to answer before it counts as gone.
+TOLERATED = 4.0
 # Seconds that process 0 has to close its files once another process has failed.
 GRACE = 5.0
 # Seconds that process 0, which keeps the store, waits for the others to hear of it.
@@ -45,7 +49,8 @@ class Talk:
         # The last step that was asked about, and the one to stop at once it is known.
         self._step, self.stop_at = -1, None
         self.stop_requested = False
-        self._at_step = threading.Lock()
+        self._turn = threading.Condition()
+        self._asked = False  # whether others know of _step, and wait for the rest
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -75,8 +80,14 @@ class Talk:
 
         It costs a lock that nobody holds: a stop is agreed by the threads that watch.
         The first asked of any process that none has passed is where all of them stop.
+
+        Raises:
+          ToldError: another process has failed before all could agree.
         """
-        with self._at_step:
+        with self._turn:
+            while self._asked and self.stop_at is None:
+                self.raise_failure()
+                self._turn.wait(LOOK)
             self._step = step
             return self.stop_at is not None and step >= self.stop_at
 
@@ -120,38 +131,63 @@ class Talk:
 
     def _watch(self) -> None:
         """Hears notices, and tells the others of a signal that came here."""
-        number, told = 1, False
+        number, told, answered = 1, False, time.monotonic()
         while not self._over.is_set():
             try:
                 if self.stop_requested and not told:
-                    told = True
                     self._notify({"stop": self.index})
-                text = self._client.key_value_try_get(f"sfrik/notice/{number}")
+                    told = True
+                self._settle_stop()
+                text = self._look(f"sfrik/notice/{number}")
             except Exception as error:
-                if "NOT_FOUND" in str(error):
+                if time.monotonic() < answered + TOLERATED:
                     self._over.wait(LOOK)
                     continue
                 if not self._over.is_set():
                     self._left_alone(error)
                 return
+            answered = time.monotonic()
+            if text is None:
+                settling = self._asked and self.stop_at is None
+                self._over.wait(SOON if settling else LOOK)
+                continue
             number += 1
             about = json.loads(text)
             if "stop" in about:
-                self._agree_to_stop()
+                self._ask_to_stop()
             elif about["failed"] != self.index:
                 self._told_of_failure(about)
 
-    def _agree_to_stop(self) -> None:
-        """stop_at = 1 + the last step that any process has asked about."""
-        with self._at_step:
-            if self.stop_at is not None:
+    def _look(self, key: str) -> str | None:
+        """A text of the store, None where it is not there."""
+        try:
+            return self._client.key_value_try_get(key)
+        except Exception as error:
+            if "NOT_FOUND" in str(error):
+                return None
+            raise
+
+    def _ask_to_stop(self) -> None:
+        """Tells the others the last step that was asked about here.
+
+        From here on no step is passed until all agree.
+        """
+        with self._turn:
+            if self._asked:
                 return
-            try:
-                self._client.key_value_set(f"sfrik/at/{self.index}", str(self._step))
-                steps = [int(self._get(f"sfrik/at/{i}")) for i in range(self.count)]
-            except Exception:
-                return  # the job is ending otherwise, which the watch tells
-            self.stop_at = 1 + max(steps)
+            self._asked = True
+        self._client.key_value_set(f"sfrik/at/{self.index}", str(self._step))
+
+    def _settle_stop(self) -> None:
+        """stop_at = 1 + the last step that any process has asked about, once known."""
+        if not self._asked or self.stop_at is not None:
+            return
+        texts = [self._look(f"sfrik/at/{i}") for i in range(self.count)]
+        steps = [int(text) for text in texts if text is not None]
+        if len(steps) == self.count:
+            with self._turn:
+                self.stop_at = 1 + max(steps)
+                self._turn.notify_all()
 
     def _told_of_failure(self, about: dict[str, Any]) -> None:
         message = f"process {about['failed']}: {about['message']}"
