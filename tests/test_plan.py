@@ -279,7 +279,7 @@ def test_what_is_not_counted_is_said(capsys):
     words = ["--devices", "2", "--images", "5000", "--hardware", "h100"]
     assert run(*words, "--config.loss.method=simclr") == 0
     out = capsys.readouterr().out
-    assert "not counted: what the loss of simclr sends and a data set that lives" in out
+    assert "not counted: what the loss of simclr sends, a data set that lives on" in out
     assert run(*words, "--config.data.residence=host") == 0
     assert "not counted" not in capsys.readouterr().out
 

@@ -174,8 +174,8 @@ def _uncounted(config: ConfigDict) -> str:
     if config.loss.method != "sfrik":
         left_out.append(f"what the loss of {config.loss.method} sends")
     if config.data.residence != "host":
-        left_out.append("a data set that lives on the device")
-    return " and ".join(left_out)
+        left_out.append("a data set that lives on the device (data.residence)")
+    return ", ".join(left_out)
 
 
 def work_by_part(step: TracedStep) -> dict[str, Work]:
