@@ -385,7 +385,7 @@ def test_a_profile_beyond_the_last_step_is_written(tmp_path, small):
 
 
 def test_a_mesh_of_two_axes_is_built(small):
-    job = job_of([*small, "mesh.data=4", "mesh.model=2"])
+    job = job_of([*small, "mesh.data=4", "mesh.model=2", "mesh.projector=model"])
     assert dict(job.mesh.shape) == {"data": 4, "model": 2}
 
 
