@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sfrik_jax import processes
+from sfrik_jax import faults, processes
 from sfrik_jax.errors import CorruptInputError, Preempted
 
 log = logging.getLogger("sfrik")
@@ -109,6 +109,7 @@ class Checkpoints:
         bad = []
         stored = processes.from_first(self.steps) if only is None else [only]
         for step in reversed(stored):
+            faults.at("restore", step)
             state, problem = self._restore_step(step, abstract)
             if problem is None:
                 return state

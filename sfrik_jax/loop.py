@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from sfrik_jax import metrics, processes
+from sfrik_jax import faults, metrics, processes
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data.loader import Batch, TrainLoader
 from sfrik_jax.errors import Preempted, WorkerError
@@ -100,8 +100,10 @@ def run_steps(
         for step in range(first + 1, total + 1):
             trace.before(step)
             waited = time.monotonic()
+            faults.at("data_read", step)
             batch = next_batch(batches, stop)
             waited = time.monotonic() - waited
+            faults.at("step", step)
             state, scalars = plan.step(state, batch)
             log.add(step, scalars, waited)
             stopping = stop.reached(step)
@@ -113,6 +115,7 @@ def run_steps(
             # After the save: an evaluation can outlast the time before a kill.
             if _due(step, plan.evaluate_every) and not stopping:
                 log.drain()
+                faults.at("eval", step)
                 log.evaluated(step, plan.evaluate(state), plan.evaluated_as)
             if stopping and step < total:
                 log.stopped(step)

@@ -38,10 +38,10 @@ LEVELS = [
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
     "feature_set.writer losses models processes report.accuracy report.evaluations "
     "weights.torch_files",
-    "checkpoint config_keys data.bad_pictures data.builders data.checking "
-    "data.opening evaluators.logreg feature_set passes processes.rows report "
-    "train_state weights.names",
-    "commands.reports config data.crops data.images fixed_order summary "
+    "config_keys data.bad_pictures data.builders data.checking data.opening "
+    "evaluators.logreg faults feature_set passes processes.rows report train_state "
+    "weights.names",
+    "checkpoint commands.reports config data.crops data.images fixed_order summary "
     "weights.card weights.export weights.files",
     "commands.configuration data.loader image_set rundir step weights",
     "evaluation jobs.results run_log subject",
