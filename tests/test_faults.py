@@ -1,4 +1,4 @@
-"""Faults on purpose happen where and as often as they say, and only under the switch."""
+"""Faults on purpose happen where and as often as they say, under a switch alone."""
 
 import errno
 
