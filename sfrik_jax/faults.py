@@ -29,6 +29,7 @@ POINTS = (
     "in_save",
     "after_commit",
     "delete",
+    "metrics",
     "eval",
 )
 _FAULT = re.compile(

@@ -108,7 +108,8 @@ def run_steps(
             log.add(step, scalars, waited)
             stopping = stop.reached(step)
             last = step == total or stopping
-            if last or _due(step, plan.save_every) or _due(step, plan.milestone_every):
+            due = _due(step, plan.save_every) or _due(step, plan.milestone_every)
+            if last or due or checkpoints.failed():
                 log.drain()
                 loader.bad.share()
                 checkpoints.save(step, state, wait=last)

@@ -103,6 +103,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
             if processes.first():
                 print(f"{run.path} is done: step {done} of {done}")
             return 0
+        checkpoints.require_room(job.state, _milestones(job))
         run.start(fingerprint, job.source.subset)
         bad.save = partial(run.write_json, bad_pictures.FILE)
         if bad.noted:
@@ -207,7 +208,7 @@ def plan_of(job: Job, evaluation: Evaluation) -> loop.Plan:
         evaluated_as="online",
         evaluate_every=config.eval.every_epochs * per_epoch,
         save_every=config.checkpoint.every_steps,
-        milestone_every=config.checkpoint.milestone_epochs * per_epoch,
+        milestone_every=_milestone_period(job),
         log_every=config.log.every_steps,
         trace=(config.profile.first_step, config.profile.last_step),
         seed=config.seed,
@@ -273,12 +274,21 @@ def _optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optim.Schedule
 
 
 def _checkpoints(job: Job, workdir: Path) -> Checkpoints:
-    period = job.config.checkpoint.milestone_epochs * job.plan.steps_per_epoch
     return Checkpoints(
         workdir / "checkpoints",
         keep=job.config.checkpoint.keep,
-        keep_period=period or None,
+        keep_period=_milestone_period(job) or None,
     )
+
+
+def _milestones(job: Job) -> int:
+    """Checkpoints that the run keeps for good."""
+    period = _milestone_period(job)
+    return job.plan.total_steps // period if period else 0
+
+
+def _milestone_period(job: Job) -> int:
+    return job.config.checkpoint.milestone_epochs * job.plan.steps_per_epoch
 
 
 def _first_state(job: Job) -> TrainState:

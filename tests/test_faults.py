@@ -7,19 +7,6 @@ import pytest
 from sfrik_jax import faults
 
 
-@pytest.fixture
-def armed(monkeypatch):
-    """Arms the faults of a text."""
-
-    def arm(text: str, *, testing: str = "1") -> None:
-        monkeypatch.setenv("SFRIK_TESTING", testing)
-        monkeypatch.setenv("SFRIK_FAULTS", text)
-        faults._armed.cache_clear()
-
-    yield arm
-    faults._armed.cache_clear()
-
-
 def test_a_fault_happens_at_its_point_and_step_once(armed):
     armed("step:3=raise eval=raise")
     faults.at("step", 2)

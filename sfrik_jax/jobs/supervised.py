@@ -105,6 +105,7 @@ def _train(
         state = checkpoints.restore(abstract)
         if state is None:
             state = mesh_lib.replicate(recipe.first(), bench.mesh)
+        checkpoints.require_room(abstract)
         train = bench.parts["train"]
         weights = bench.subject.about
         run_dir.start(train.fingerprint, train.subset, weights=weights)
