@@ -19,6 +19,16 @@ log = logging.getLogger("sfrik")
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
+class _Unraised(logging.Filter):
+    """Passes what Orbax says, but for the errors that it raises as well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+
+
+_UNRAISED = _Unraised()
+
+
 class Writer:
     """Writes checkpoints in the background, one at a time.
 
@@ -30,6 +40,7 @@ class Writer:
     def __init__(self, before_name: Callable[[Path], None]) -> None:
         self._before_name = before_name
         self._path = Path()
+        logging.getLogger("absl").addFilter(_UNRAISED)
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.options.AsyncOptions(
