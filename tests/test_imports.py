@@ -41,11 +41,12 @@ LEVELS = [
     "config_keys data.bad_pictures data.builders data.checking data.opening "
     "evaluators.logreg faults feature_set passes processes.rows report train_state "
     "weights.names",
+    "watchdog",
     "checkpoint commands.reports config data.crops data.images fixed_order summary "
     "weights.card weights.export weights.files",
     "commands.configuration data.loader image_set rundir step weights",
     "evaluation jobs.results run_log subject",
-    "commands.weights jobs.parts loop",
+    "commands.running commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised planning.counted",
     "jobs.finetune jobs.gauges jobs.linear planning.plan processes.local",
