@@ -23,6 +23,7 @@ GRACE = 60.0
 # Seconds in which a signal is the one before: launchers send it to the group of the
 # processes and to each one.
 REPEATED = 0.2
+VALID = "the last checkpoint is valid"
 
 
 class Stop:
@@ -86,7 +87,7 @@ def heard(*, to_the_end: bool = False) -> Iterator[None]:
     Args:
       to_the_end: the process ends soon after, with a code that no signal changes.
     """
-    if _Ear.listening:
+    if _Ear.current is not None:
         yield
         return
     ear = _Ear()
@@ -99,19 +100,20 @@ def heard(*, to_the_end: bool = False) -> Iterator[None]:
 class _Ear:
     """The handlers, the pipe and the thread; one at a time in a process."""
 
-    listening = False
+    current: ClassVar["_Ear | None"] = None
 
     def __init__(self) -> None:
-        _Ear.listening = True
-        self._first: float | None = None  # when the first signal came
-        self._pipe, end = os.pipe()
-        os.set_blocking(end, False)
-        self._end = end
+        _Ear.current = self
+        # A lock is what a handler may take without waiting.
+        self._noted = threading.Lock()
+        self._first: float | None = None  # when the thread heard the first signal
+        self._pipe, self._end = os.pipe()
+        os.set_blocking(self._end, False)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
-        self._before = signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        self._before = signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
         # After it, so that none is heard by the handler alone.
-        self._handlers = {s: signal.signal(s, _noted) for s in SIGNALS}
+        self._handlers = {s: signal.signal(s, self.note) for s in SIGNALS}
 
     def close(self, handler: signal.Handlers | None) -> None:
         """Puts back what was there before, or `handler`."""
@@ -121,7 +123,14 @@ class _Ear:
         os.close(self._end)
         self._thread.join()
         os.close(self._pipe)
-        _Ear.listening = False
+        _Ear.current = None
+
+    def note(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Asks all to stop, once: in the handler or the thread, whichever is first."""
+        if Stop._entered and self._noted.acquire(blocking=False):
+            for stop in tuple(Stop._entered):
+                stop.requested = True
+            _say("\nstopping as soon as all is saved; once more to stop at once")
 
     def _listen(self) -> None:
         while True:
@@ -130,7 +139,7 @@ class _Ear:
             if ready and not numbers:
                 return
             if not ready:
-                _end_at_once(f"stopped after {_grace():g} s of grace")
+                _end_at_once(f"stopped after {_grace():g} s of grace; {VALID}")
             if any(number in SIGNALS for number in numbers):
                 self._hear()
 
@@ -141,24 +150,13 @@ class _Ear:
 
     def _hear(self) -> None:
         now = time.monotonic()
-        if not Stop._entered:
-            _end_at_once("stopped with nothing to save")
         if self._first is None:
             self._first = now
-            _note()
-            _say("\nstopping as soon as all is saved; once more to stop at once")
+            self.note()
+            if not self._noted.locked():
+                _end_at_once("stopped with nothing to save")
         elif now > self._first + REPEATED:
-            _end_at_once("stopped at once")
-
-
-def _noted(number: int, frame: FrameType | None) -> None:
-    """The handler, which is there as soon as the main thread looks."""
-    _note()
-
-
-def _note() -> None:
-    for stop in tuple(Stop._entered):
-        stop.requested = True
+            _end_at_once(f"stopped at once; {VALID}")
 
 
 def _grace() -> float:
@@ -166,7 +164,7 @@ def _grace() -> float:
 
 
 def _end_at_once(what: str) -> NoReturn:
-    _say(f"{what}; the last checkpoint is valid")
+    _say(what)
     for stop in tuple(Stop._entered):
         stop.leave(what)
     os._exit(Preempted.code)

@@ -158,8 +158,8 @@ class Watch:
         self.write_stacks()
         stacks = self._workdir / "hang_rank*.txt"
         error = HangError(
-            f"no step for {idle:.0f} s (N = {limit:.0f} s); {_behind(said)}; the stacks "
-            f"are in {stacks}, the last checkpoint is valid: start again"
+            f"no step for {idle:.0f} s (N = {limit:.0f} s); {_behind(said)}; stacks "
+            f"of all threads are in {stacks}, the last checkpoint is valid: start again"
         )
         processes.end_all(error, hangs=True)
 
