@@ -74,6 +74,7 @@ def watching(workdir: Path, hang_seconds: float) -> Iterator[None]:
         return
     watch = Watch(workdir, hang_seconds)
     processes.listen(watch.answer, watch.write_stacks)
+    watch.start()
     try:
         yield
     finally:
@@ -89,11 +90,16 @@ class Watch:
 
     def __init__(self, workdir: Path, hang_seconds: float) -> None:
         self._workdir, self._fixed = workdir, hang_seconds
+        self._pause = LOOK if hang_seconds < 0 else min(LOOK, hang_seconds / 4)
         self._place, self._idle = _place, 0.0
         self._awake, self._moved = 0.0, 0.0  # seconds up to now, and to the last step
         self._rates: deque[float] = deque(maxlen=99)  # seconds of a step
+        self._asked = 0.0  # idle seconds until which the others need not be asked
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
         self._thread.start()
 
     def close(self) -> None:
@@ -103,7 +109,7 @@ class Watch:
 
     def answer(self) -> str:
         """Where this process is, for the others, and whether it is late."""
-        return json.dumps([*self._place[:2], self._idle > self._limit()])
+        return json.dumps([*self._place[:2], self._idle > self.limit()])
 
     def write_stacks(self) -> None:
         """Writes the stacks of all threads, or gives up soon."""
@@ -112,21 +118,24 @@ class Watch:
         writing.join(WRITE)
 
     def _watch(self) -> None:
-        pause = LOOK if self._fixed < 0 else min(LOOK, self._fixed / 4)
-        before, asked = time.monotonic(), 0.0
-        while not self._over.wait(pause):
+        before = time.monotonic()
+        while not self._over.wait(self._pause):
             now = time.monotonic()
-            passed, before = min(now - before, 2 * pause), now
-            self._awake += passed
-            if _place is not self._place:
-                self._step_on(_place)
-                asked = 0.0
-                continue
-            self._idle += passed
-            # Not at each look, where another one is excused for long.
-            if self._idle > max(self._limit(), asked):
-                asked = self._idle + self._limit() / 4
-                self._judge()
+            self.look(now - before)
+            before = now
+
+    def look(self, passed: float) -> None:
+        """Looks where the program is, `passed` seconds after the last time."""
+        passed = min(passed, 2 * self._pause)
+        self._awake += passed
+        if _place is not self._place:
+            self._step_on(_place)
+            return
+        self._idle += passed
+        # Not at each look, where another process is excused for long.
+        if self._idle > max(self.limit(), self._asked):
+            self._asked = self._idle + self.limit() / 4
+            self._judge()
 
     def _step_on(self, place: Place) -> None:
         steps = place.step - self._place.step
@@ -134,9 +143,10 @@ class Watch:
             if steps > 0 and place.settled and self._place.settled:
                 self._rates.append((self._awake - self._moved) / steps)
             self._moved = self._awake
-        self._place, self._idle = place, 0.0
+        self._place, self._idle, self._asked = place, 0.0, 0.0
 
-    def _limit(self) -> float:
+    def limit(self) -> float:
+        """Seconds that the program may be where it is."""
         if not self._place.settled:
             return PATIENCE if self._place.phase in PATIENT else math.inf
         if self._fixed > 0:
@@ -146,14 +156,15 @@ class Watch:
 
     def _judge(self) -> None:
         """Ends the job, if no process is excused."""
-        idle, limit = self._idle, self._limit()
+        idle, limit = self._idle, self.limit()
         said: list[str | None] = [self.answer()]
         if processes.count() > 1:
             try:
-                said = processes.ask(ANSWER)
+                said = processes.ask(ANSWER, self._over)
             except Exception:
                 return  # the store is gone, and this process ends for that
-        if any(text is not None and not _late(text) for text in said):
+        excused = any(text is not None and not _late(text) for text in said)
+        if excused or self._over.is_set():
             return
         self.write_stacks()
         stacks = self._workdir / "hang_rank*.txt"

@@ -3,6 +3,7 @@
 The steps of the tiny net take milliseconds: here three seconds without one are a hang.
 """
 
+import json
 import re
 import signal
 import time
@@ -14,11 +15,12 @@ from test_many_processes import settings as settings
 from test_many_processes import whole as whole
 from test_pretrain import logged
 
+from sfrik_jax import errors, processes, watchdog
 from sfrik_jax.processes import local
 
 HANG = 3
 # Looks, the answers of the others, the stacks, and that all have heard of it.
-MORE = 8
+MORE = 12
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def hanging(settings, tmp_path, monkeypatch):
         monkeypatch.setenv("SFRIK_TESTING", "1")
         monkeypatch.setenv("SFRIK_FAULTS", fault)
         run = tmp_path / "run"
-        return job(count, 1, run, [*settings, f"processes.hang_seconds={HANG}"]), run
+        own = [f"processes.hang_seconds={HANG}", "checkpoint.every_steps=3"]
+        return job(count, 1, run, [*settings, *own]), run
 
     return start
 
@@ -50,8 +53,7 @@ CASES = [(2, "data_read", 1), (2, "step", 1), (2, "data_read", 0), (1, "data_rea
 )
 def test_m3_a_process_that_hangs_ends_all(hanging, count, point, rank):
     running, run = hanging(count, f"{point}:7@{rank}=sleep:300")
-    # What came before the hang is logged as far as the step is known to have ended.
-    running.after(4, run)
+    running.after(6, run)  # which is saved, and logged before
     seconds = seconds_to_end(running)
     codes, said = running.end()
     assert codes == [76] * count, said
@@ -70,7 +72,7 @@ def test_m3_a_process_that_hangs_ends_all(hanging, count, point, rank):
     stacks = (run / f"hang_rank{rank}.txt").read_text()
     assert f"step 7 ({point})" in stacks
     assert "faults.py" in stacks and "in happen" in stacks
-    assert local.newest_step(run) == 4
+    assert local.newest_step(run) == 6
 
 
 @pytest.mark.slow
@@ -101,3 +103,123 @@ def test_m3_a_stopped_process_is_noticed_by_the_heartbeat(settings, whole, tmp_p
     codes, said = job(2, 2, run, settings).end()
     assert codes == [0, 0], said
     assert_same_run(run, whole)
+
+
+class Told(Exception):
+    """Stands for the end of all processes."""
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+    """A watch that looks when it is told to; the others answer with `others`."""
+
+    def end_all(error: errors.SfrikError, *, hangs: bool):
+        assert hangs and error.code == 76
+        raise Told(str(error))
+
+    others: list[str | None] = []
+
+    def made(hang_seconds: float, *said: str | None) -> watchdog.Watch:
+        watch = watchdog.Watch(tmp_path, hang_seconds)
+        others[:] = said
+        monkeypatch.setattr(processes, "count", lambda: 1 + len(said))
+        monkeypatch.setattr(processes, "ask", lambda *_: [watch.answer(), *others])
+        return watch
+
+    monkeypatch.setattr(processes, "end_all", end_all)
+    yield made
+    watchdog.at("start")
+
+
+def step_on(watch: watchdog.Watch, step: int, seconds: float) -> None:
+    """One step of so many seconds, as the watch sees it."""
+    watchdog.at("data_read", step, settled=True)
+    watch.look(0.0)
+    for _ in range(round(seconds / watchdog.LOOK)):
+        watch.look(watchdog.LOOK)
+
+
+def test_m3_the_limit_is_ten_median_steps_and_at_least_a_minute(watch):
+    automatic = watch(-1)
+    for step in range(10, 15):
+        step_on(automatic, step, 1.0)
+    assert automatic.limit() == 60
+    for step in range(15, 35):
+        step_on(automatic, step, 59.0 if step == 20 else 9.0)
+    assert automatic.limit() == pytest.approx(90, rel=0.01)
+    fixed = watch(3)
+    step_on(fixed, 35, 0)
+    assert fixed.limit() == 3
+
+
+@pytest.mark.parametrize("phase", ["resume", "data_read", "step", "save", "profile"])
+def test_m3_what_compiles_restores_or_saves_has_an_hour(watch, phase):
+    for hang_seconds in (-1, 3):
+        made = watch(hang_seconds)
+        watchdog.at(phase, 1)
+        made.look(0.0)
+        assert made.limit() == 3600
+
+
+@pytest.mark.parametrize("phase", ["start", "eval", "end"])
+def test_m3_what_nobody_can_tell_from_a_hang_is_not_watched(watch, phase):
+    made = watch(3)
+    watchdog.at(phase, 1)
+    made.look(0.0)
+    assert made.limit() == float("inf")
+
+
+def test_m3_a_process_that_slept_has_not_hung(watch):
+    made = watch(60)
+    step_on(made, 7, 10.0)
+    made.look(100_000.0)  # no look in between: it was suspended
+    step_on(made, 7, 59.0)
+    with pytest.raises(Told, match=r"no step for 60 s \(N = 60 s\); last step 7 at "):
+        for _ in range(4):
+            made.look(watchdog.LOOK)
+
+
+def answer(step: int, phase: str, late: bool) -> str:
+    return json.dumps([step, phase, late])
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ([answer(7, "data_read", True)], "last step 7 at rank 1 (data_read)"),
+        ([answer(9, "step", True)], "last step 8 at rank 0 (step)"),
+        ([answer(8, "step", True)], "last step 8 at rank 0, 1 (step)"),
+        ([answer(8, "data_read", True)], "last step 8 at rank 1 (data_read)"),
+        ([None, answer(8, "step", True)], "rank 1 does not answer"),
+        # It may still save, has moved a moment ago, or does not watch yet.
+        ([answer(6, "save", False)], None),
+        ([answer(8, "step", True), answer(8, "step", False)], None),
+        ([""], None),
+    ],
+)
+def test_m3_who_is_behind_is_named_and_who_may_take_its_time_excuses(
+    watch, tmp_path, others, told
+):
+    made = watch(2, *others)
+    watchdog.at("step", 8, settled=True)
+    made.look(0.0)
+    if told is None:
+        for _ in range(100):
+            made.look(watchdog.LOOK)
+        assert not (tmp_path / "hang_rank0.txt").exists()
+        return
+    with pytest.raises(Told) as caught:
+        for _ in range(100):
+            made.look(watchdog.LOOK)
+    assert f"; {told}; stacks" in str(caught.value)
+    assert "step 8 (step)" in (tmp_path / "hang_rank0.txt").read_text()
+
+
+def test_m3_saying_where_one_is_costs_a_microsecond():
+    start = time.perf_counter()
+    for step in range(100_000):
+        watchdog.at("step", step, settled=True)
+    each = (time.perf_counter() - start) / 100_000
+    print(f"\n{1e6 * each:.2f} us")
+    assert each < 20e-6
+    watchdog.at("start")

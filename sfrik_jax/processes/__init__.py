@@ -26,6 +26,7 @@ import hashlib
 import json
 import logging
 import re
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -162,10 +163,10 @@ def agree(values: Mapping[str, Any]) -> None:
                 )
 
 
-def ask(patience: float) -> list[str | None]:
+def ask(patience: float, over: threading.Event) -> list[str | None]:
     """What all processes answer, in their order (see `Talk.ask`)."""
     assert _talk is not None
-    return _talk.ask(patience)
+    return _talk.ask(patience, over)
 
 
 def listen(answer: Callable[[], str], on_hang: Callable[[], None]) -> None:

@@ -34,6 +34,9 @@ GRACE = 5.0
 HEARD = 3.0
 # Seconds in which all is told that a process can tell before it ends at once.
 TOLD = 1.0
+# Seconds from the notice of a hang until all have heard it and written where they are.
+# The first end breaks what the others wait for: their stacks would be those of errors.
+WRITTEN = 1.5
 
 
 class Talk:
@@ -98,8 +101,11 @@ class Talk:
             self._step = step
             return self.stop_at is not None and step >= self.stop_at
 
-    def ask(self, patience: float) -> list[str | None]:
+    def ask(self, patience: float, over: threading.Event) -> list[str | None]:
         """What all processes answer; None for those that do not within `patience` s.
+
+        Args:
+          over: the answers are not needed any more.
 
         Raises:
           Exception: the store is gone.
@@ -109,8 +115,7 @@ class Talk:
         self._notify({"asked": number})
         deadline = time.monotonic() + patience
         found: list[str | None] = [None] * self.count
-        while None in found and time.monotonic() < deadline:
-            time.sleep(SOON)
+        while None in found and time.monotonic() < deadline and not over.wait(SOON):
             for index, text in enumerate(found):
                 if text is None:
                     found[index] = self._look(f"{place}{index}")
@@ -128,11 +133,12 @@ class Talk:
 
         def tell() -> None:
             self.fail(code, message, hangs=hangs)
+            time.sleep(WRITTEN if hangs else 0)
             self.hear()
 
         telling = threading.Thread(target=tell, daemon=True)
         telling.start()
-        telling.join(TOLD + (0 if self.index else HEARD))
+        telling.join(TOLD + WRITTEN + (0 if self.index else HEARD))
 
     def hear(self) -> None:
         """To be called before the end: process 0 goes last, as it keeps the store."""
@@ -234,6 +240,7 @@ class Talk:
         self.failure = ToldError(message, about["code"])
         if "hangs" in about:
             self.on_hang()
+            time.sleep(WRITTEN)
         if self.index > 0:
             self.hear()
             end("", about["code"])
