@@ -6,6 +6,8 @@ The steps of the tiny net take milliseconds: here three seconds without one are 
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from test_many_processes import HEARTBEAT, STEPS, Job, assert_same_run, job
 from test_many_processes import settings as settings
 from test_many_processes import whole as whole
-from test_pretrain import logged
+from test_pretrain import ROOT, logged
 
 from sfrik_jax import errors, processes, watchdog
 from sfrik_jax.processes import local
@@ -44,14 +46,12 @@ def seconds_to_end(running: Job) -> float:
     return time.monotonic() - start
 
 
-CASES = [(2, "data_read", 1), (2, "step", 1), (2, "data_read", 0), (1, "data_read", 0)]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "point", "rank"),
-    [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])],
+    [(2, "data_read", 1), (2, "step", 1), (2, "data_read", 0), (1, "data_read", 0)],
 )
-def test_m3_a_process_that_hangs_ends_all(hanging, count, point, rank):
+def test_m3_a_run_that_hangs_ends(hanging, count, point, rank):
     running, run = hanging(count, f"{point}:7@{rank}=sleep:300")
     running.after(6, run)  # which is saved, and logged before
     seconds = seconds_to_end(running)
@@ -103,6 +103,92 @@ def test_m3_a_stopped_process_is_noticed_by_the_heartbeat(settings, whole, tmp_p
     codes, said = job(2, 2, run, settings).end()
     assert codes == [0, 0], said
     assert_same_run(run, whole)
+
+
+# A job without a net: what all wait for is the talk in place of a collective.
+LOOP = """
+import sys, time
+from pathlib import Path
+from sfrik_jax import interrupts, processes, watchdog
+from sfrik_jax.__main__ import SfrikError
+from sfrik_jax.commands import running
+settings = {"join_seconds": 30, "heartbeat_seconds": 10, "grace_seconds": 1}
+try:
+    with running.job(settings | {"hang_seconds": 2}, Path(sys.argv[1])):
+        with processes.shared_stop() as stop:
+            for step in range(1, 1000):
+                watchdog.at("data_read", step, settled=True)
+                watchdog.at("step", step, settled=True)
+                processes.barrier()
+                if step == 5 and processes.first():
+                    print("running", flush=True)
+                if stop.reached(step):
+                    sys.exit(75)
+                time.sleep(0.1)
+except SfrikError as error:
+    sys.exit(error.code)
+"""
+
+
+def loops(tmp_path: Path, count: int, fault: str) -> list[subprocess.Popen]:
+    """Processes of that job, five steps later."""
+    port = local.free_port()
+    testing = {"SFRIK_TESTING": "1", "SFRIK_FAULTS": fault}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOP, str(tmp_path)],
+            cwd=ROOT,
+            env=local.environment(index, count, 1, port) | testing,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    assert started[0].stdout is not None
+    assert started[0].stdout.readline() == "running\n"
+    return started
+
+
+def ended(started: list[subprocess.Popen]) -> tuple[float, list[int], list[str]]:
+    """The seconds until all have ended, their codes, and what they said."""
+    start = time.monotonic()
+    try:
+        said = [process.communicate(timeout=60)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return time.monotonic() - start, [p.returncode for p in started], said
+
+
+@pytest.mark.parametrize(("count", "rank"), [(1, 0), (3, 2)])
+def test_m3_all_end_with_their_stacks(tmp_path, count, rank):
+    point = "data_read" if rank else "step"
+    started = loops(tmp_path, count, f"{point}:7@{rank}=sleep:300")
+    seconds, codes, said = ended(started)
+    print(f"\n{count} processes: {seconds:.1f} s")
+    assert codes == [76] * count, said
+    assert seconds < 2 + MORE
+    told = f"s (N = 2 s); last step 7 at rank {rank} ({point}); stacks of all threads"
+    assert said[0].count("error: ") == said[0].count(told) == 1
+    for index in range(count):
+        stacks = (tmp_path / f"hang_rank{index}.txt").read_text()
+        place = f"step 7 ({point if index == rank else 'step'})"
+        assert place in stacks.splitlines()[0]
+        assert 'File "<string>", line' in stacks
+        assert ("in happen" in stacks) == (index == rank)
+
+
+def test_t3_the_grace_of_one_process_ends_all(tmp_path):
+    """Process 1 sleeps in a step, and so no process comes to where all may stop."""
+    started = loops(tmp_path, 2, "step:7@1=sleep:300")
+    time.sleep(0.5)
+    started[1].send_signal(signal.SIGTERM)
+    seconds, codes, said = ended(started)
+    print(f"\nfrom the signal to the end of both: {seconds:.1f} s")
+    assert codes == [75, 75], said
+    assert seconds < 1 + MORE
+    assert "stopped after 1 s of grace; the last checkpoint is valid" in said[1]
 
 
 class Told(Exception):
