@@ -112,9 +112,9 @@ from pathlib import Path
 from sfrik_jax import interrupts, processes, watchdog
 from sfrik_jax.__main__ import SfrikError
 from sfrik_jax.commands import running
-settings = {"join_seconds": 30, "heartbeat_seconds": 10, "grace_seconds": 1}
+settings = {"join_seconds": 30, "heartbeat_seconds": 5, "grace_seconds": 1}
 try:
-    with running.job(settings | {"hang_seconds": 2}, Path(sys.argv[1])):
+    with running.job(settings | {"hang_seconds": int(sys.argv[2])}, Path(sys.argv[1])):
         with processes.shared_stop() as stop:
             for step in range(1, 1000):
                 watchdog.at("data_read", step, settled=True)
@@ -130,13 +130,15 @@ except SfrikError as error:
 """
 
 
-def loops(tmp_path: Path, count: int, fault: str) -> list[subprocess.Popen]:
+def loops(
+    tmp_path: Path, count: int, fault: str = "", hang: int = 2
+) -> list[subprocess.Popen]:
     """Processes of that job, five steps later."""
     port = local.free_port()
     testing = {"SFRIK_TESTING": "1", "SFRIK_FAULTS": fault}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", LOOP, str(tmp_path)],
+            [sys.executable, "-c", LOOP, str(tmp_path), str(hang)],
             cwd=ROOT,
             env=local.environment(index, count, 1, port) | testing,
             stdout=subprocess.PIPE,
@@ -177,6 +179,24 @@ def test_m3_all_end_with_their_stacks(tmp_path, count, rank):
         assert place in stacks.splitlines()[0]
         assert 'File "<string>", line' in stacks
         assert ("in happen" in stacks) == (index == rank)
+
+
+@pytest.mark.parametrize(
+    ("number", "rank"),
+    [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)],
+)
+def test_m2_a_dead_or_stopped_process_is_noticed(tmp_path, number, rank):
+    """By the heartbeat of five seconds: no connection of a collective breaks here."""
+    started = loops(tmp_path, 2, hang=0)
+    started[rank].send_signal(number)
+    start, other = time.monotonic(), started[1 - rank]
+    other.wait(60)
+    seconds = time.monotonic() - start
+    started[rank].kill()
+    _, codes, said = ended(started)
+    print(f"\n{number.name} of process {rank}: {seconds:.1f} s, {codes}")
+    assert codes[1 - rank] in (76, -signal.SIGABRT), said
+    assert seconds < 5 + 5
 
 
 def test_t3_the_grace_of_one_process_ends_all(tmp_path):
