@@ -22,6 +22,7 @@ from sfrik_jax import (
     optim,
     processes,
     train_state,
+    watchdog,
     weights,
 )
 from sfrik_jax import (
@@ -73,6 +74,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
     """
     with processes.shared_stop() as stop:
         agree_on_program(config)
+        stop.check("before its run directory was opened")
         with RunDirectory(workdir, config) as run:
             return _pretrain(config, run, stop)
 
@@ -93,6 +95,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
     evaluation = Evaluation(
         config, job.mesh, job.model.backbone, job.views[0], job.source, bad
     )
+    watchdog.at("resume")
     with _checkpoints(job, run.path) as checkpoints:
         state = checkpoints.restore(job.state) or _first_state(job)
         done = int(state.step)
@@ -111,6 +114,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
         drawn = run.path / VIEWS_PICTURE
         if not processes.from_first(drawn.exists):
             preview_job(job, drawn, step=0)
+            stop.check(f"before step {done + 1}")
         plan = plan_of(job, evaluation)
         state, seconds = loop.run_steps(plan, state, job.loader, run, checkpoints, stop)
     stop.check(f"after step {job.plan.total_steps}, saved")

@@ -44,8 +44,9 @@ LEVELS = [
     "evaluators.logreg faults feature_set passes processes.rows report train_state "
     "weights.names",
     "checkpoint commands.reports config data.crops data.images fixed_order metrics "
-    "summary weights.card weights.export weights.files",
-    "commands.configuration data.loader image_set rundir step weights",
+    "summary watchdog weights.card weights.export weights.files",
+    "commands.configuration commands.running data.loader image_set rundir step "
+    "weights",
     "evaluation jobs.results run_log subject",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",

@@ -120,7 +120,9 @@ def test_m1_two_processes_do_as_one_and_a_signal_to_one_stops_both(
     running = job(2, 2, run, settings)
     running.after(8, run)
     running.processes[1].send_signal(signal.SIGTERM)
+    start = time.monotonic()
     codes, said = running.end()
+    print(f"\nfrom the signal to the end of both: {time.monotonic() - start:.1f} s")
     assert codes == [75, 75], said
     stopped = len(logged(run, "train/loss"))
     assert 8 <= stopped < STEPS
@@ -128,6 +130,9 @@ def test_m1_two_processes_do_as_one_and_a_signal_to_one_stops_both(
     assert "error" not in said[1] and "Traceback" not in said[0] + said[1]
     newest = local.newest_step(run)
     assert newest == stopped
+    # One checkpoint of both processes, and no half of one.
+    names = {path.name for path in (run / "checkpoints").iterdir() if path.is_dir()}
+    assert names <= {str(step) for step in (stopped, *range(0, stopped, 4))}
     codes, said = job(2, 2, run, settings).end()
     assert codes == [0, 0], said
     assert "step 32/32" in said[0] and "step 32" not in said[1]
@@ -140,33 +145,46 @@ def test_m1_two_processes_do_as_one_and_a_signal_to_one_stops_both(
     assert len(json.loads((run / "run.json").read_text())["sessions"]) == 2
 
 
-def test_e2_m5_m6_what_cannot_be_ends_all_before_a_step(settings, tmp_path):
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+@pytest.fixture(scope="module")
+def refused(settings, tmp_path_factory):
+    """The codes and words of jobs that cannot be, started at once: by name."""
+    runs = tmp_path_factory.mktemp("refused")
+    run = runs / "run"
+    other_rate = [*settings, "optim.base_lr=1e-5"]
     jobs = {
-        # A batch of 16 on three devices; another rate; another place; a file.
-        "E2": job(3, 1, run, settings),
-        "M5": Job(
-            [command(run, settings), command(run, [*settings, "optim.base_lr=1e-5"])], 1
-        ),
-        "M6": Job([command(run, settings), command(elsewhere, settings)], 1),
+        "batch": job(3, 1, run, settings),
+        "rate": Job([command(run, settings), command(run, other_rate)], 1),
+        "place": Job([command(run, settings), command(runs / "other", settings)], 1),
     }
     found = {name: started.end() for name, started in jobs.items()}
-    codes, said = found["E2"]
+    for _, said in found.values():
+        assert "Traceback" not in "".join(said)
+        assert said[0].count("error: ") == 1
+    assert not (run / "config.json").exists() and not (runs / "other").exists()
+    assert logged(run, "train/loss") == []
+    return runs, found
+
+
+def test_e2_a_batch_that_the_devices_cannot_share(refused):
+    codes, said = refused[1]["batch"]
     assert codes == [2, 2, 2], said
     assert (
         "data.batch_size=16 leaves 1 images over on 3 devices; use 15 or 18" in said[0]
     )
-    codes, said = found["M5"]
+
+
+def test_m5_another_configuration_is_refused_before_a_step(refused):
+    codes, said = refused[1]["rate"]
     assert codes == [78, 78], said
     assert "process 1 has optim.base_lr=1e-05, process 0 has 3e-05" in said[0]
-    codes, said = found["M6"]
+
+
+def test_m6_a_run_directory_that_not_all_see(refused):
+    runs, found = refused
+    codes, said = found["place"]
     assert codes == [73, 73], said
-    assert f"--workdir {run} is not shared: process 1 on " in said[0]
-    assert str(elsewhere) in said[0]
-    for _, said in found.values():
-        assert "Traceback" not in "".join(said)
-        assert said[0].count("error: ") == 1
-    assert not (run / "config.json").exists() and not elsewhere.exists()
+    assert f"--workdir {runs / 'run'} is not shared: process 1 on " in said[0]
+    assert str(runs / "other") in said[0]
 
 
 @pytest.mark.slow
@@ -202,7 +220,9 @@ def test_m2_a_killed_process_ends_the_others_and_the_job_goes_on(
     start = time.monotonic()
     other = running.processes[1 - killed]
     other.wait(timeout=HEARTBEAT + 30)
-    assert time.monotonic() - start < HEARTBEAT + 5
+    seconds = time.monotonic() - start
+    print(f"\na dead process {killed}: {seconds:.1f} s")
+    assert seconds < HEARTBEAT + 5
     codes, said = running.end()
     assert codes[1 - killed] in (76, -signal.SIGABRT), said
     codes, said = job(2, 2, run, settings).end()

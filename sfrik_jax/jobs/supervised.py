@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sfrik_jax import loop, metrics
+from sfrik_jax import loop, metrics, watchdog
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.evaluators import heads as linear_heads
@@ -101,6 +101,7 @@ def _train(
     with Checkpoints(
         run_dir.path / "checkpoints", keep=bench.config.checkpoint.keep
     ) as checkpoints:
+        watchdog.at("resume")
         abstract = mesh_lib.abstract(recipe.first, bench.mesh)
         state = checkpoints.restore(abstract)
         if state is None:

@@ -26,6 +26,7 @@ import hashlib
 import json
 import logging
 import re
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -162,6 +163,27 @@ def agree(values: Mapping[str, Any]) -> None:
                 )
 
 
+def ask(patience: float, over: threading.Event) -> list[str | None]:
+    """What all processes answer, in their order (see `Talk.ask`)."""
+    assert _talk is not None
+    return _talk.ask(patience, over)
+
+
+def listen(answer: Callable[[], str], on_hang: Callable[[], None]) -> None:
+    """What this process answers where others `ask`, and does where one finds a hang."""
+    if _talk is not None:
+        _talk.answer, _talk.on_hang = answer, on_hang
+
+
+def end_all(error: SfrikError, *, hangs: bool = False) -> NoReturn:
+    """Ends all processes with the code of an error, at once and from any thread."""
+    who = ""
+    if _talk is not None:
+        _talk.fail_at_once(error.code, str(error), hangs=hangs)
+        who = f"process {_talk.index}: " if _talk.index else ""
+    end(f"error: {who}{error}", error.code)
+
+
 def of_all(error: SfrikError) -> SfrikError:
     """An error that all processes raise at one place: the first one tells it."""
     return error if first() else ToldError(str(error), error.code)
@@ -182,6 +204,9 @@ class SharedStop(Stop):
     def reached(self, step: int) -> bool:
         self._talk.stop_requested |= self.requested
         return self._talk.reached(step)
+
+    def leave(self, why: str) -> None:
+        self._talk.fail_at_once(Preempted.code, why)
 
     def check(self, where: str) -> None:
         flags = gather(str(int(self.requested or self._talk.stop_at is not None)))
