@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sfrik_jax import redaction
 from sfrik_jax.commands import (
     configuration,
     data,
@@ -31,12 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
+    redaction.install()
     try:
         code = run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except SfrikError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        line = redaction.redact(" ".join(str(error).splitlines()))
+        print(f"error: {line}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

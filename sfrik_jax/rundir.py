@@ -22,6 +22,7 @@ from sfrik_jax import files, processes
 from sfrik_jax.data.pipeline import num_threads
 from sfrik_jax.errors import MismatchError, OutputError
 from sfrik_jax.locks import Lock
+from sfrik_jax.redaction import redact
 
 # Seconds in which a network file system shows another host what was written.
 SHOWN = 10.0
@@ -92,7 +93,8 @@ class RunDirectory:
         """Writes a JSON file whole or not at all."""
         if not processes.first():
             return
-        write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
+        text = redact(json.dumps(value, indent=2))
+        write_whole(self.path / name, f"{text}\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the directory; empty when it is not there, or damaged."""
@@ -209,7 +211,7 @@ def about_this_process() -> dict[str, Any]:
     """Command, versions, source revision and devices."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": ["python -m sfrik_jax", *sys.argv[1:]],
+        "command": ["python -m sfrik_jax", *map(redact, sys.argv[1:])],
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},

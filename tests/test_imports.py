@@ -17,7 +17,7 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "addresses collectives commands config_ranges data data.jpeg data.progress "
     "device_checks errors jobs kernels metrics models.cpu_convolutions optim "
-    "planning planning.hardware report.page settings target",
+    "planning planning.hardware redaction report.page settings target",
     "commands.parsing config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
