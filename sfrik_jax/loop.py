@@ -110,6 +110,7 @@ def run_steps(
             last = step == total or stopping
             if last or _due(step, plan.save_every) or _due(step, plan.milestone_every):
                 log.drain()
+                run.refuse_removed()
                 loader.bad.share()
                 checkpoints.save(step, state, wait=last)
             # After the save: an evaluation can outlast the time before a kill.
