@@ -17,7 +17,21 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from sfrik_jax import interrupts
+=======
+from sfrik_jax import redaction
+from sfrik_jax.commands import (
+    configuration,
+    data,
+    evaluation,
+    planning,
+    reports,
+    training,
+    weights,
+)
+from sfrik_jax.commands.parsing import RUN, Parser
+>>>>>>> fil
 from sfrik_jax.errors import ConfigError, SfrikError
 from sfrik_jax.settings import CHOICES
 
@@ -33,14 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
+<<<<<<< HEAD
     words = sys.argv[1:] if argv is None else argv
+=======
+    redaction.install()
+>>>>>>> fil
     try:
         with heard(words, to_the_end=argv is None):
             code = run(words)
             sys.stdout.flush()
             return code
     except SfrikError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        line = redaction.redact(" ".join(str(error).splitlines()))
+        print(f"error: {line}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

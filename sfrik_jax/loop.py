@@ -116,7 +116,11 @@ def run_steps(
             due = _due(step, plan.save_every) or _due(step, plan.milestone_every)
             if last or due or checkpoints.failed():
                 log.drain()
+<<<<<<< HEAD
                 watchdog.at("save", step)
+=======
+                run.refuse_removed()
+>>>>>>> fil
                 loader.bad.share()
                 checkpoints.save(step, state, wait=last)
             # After the save: an evaluation can outlast the time before a kill.

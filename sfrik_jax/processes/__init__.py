@@ -26,9 +26,12 @@ import hashlib
 import json
 import logging
 import re
+<<<<<<< HEAD
 import threading
+=======
+import sys
+>>>>>>> fil
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -43,6 +46,7 @@ from sfrik_jax.interrupts import Stop
 from sfrik_jax.processes import cluster, roll_call
 from sfrik_jax.processes.cluster import Place
 from sfrik_jax.processes.talk import Talk, end, lost
+from sfrik_jax.redaction import redact
 
 T = TypeVar("T")
 
@@ -265,13 +269,13 @@ def _fail(talk: Talk, error: BaseException) -> NoReturn:
     """Tells the others, says why, and ends."""
     original, error = error, _translated(talk, error)
     code = error.code if isinstance(error, SfrikError) else 1
-    message = " ".join(str(error).splitlines()) or type(error).__name__
+    message = redact(" ".join(str(error).splitlines())) or type(error).__name__
     told = isinstance(error, ToldError)
     if not told:
         talk.fail(code, message)
     # Also of what only seems to be another process's end: it may be this one's fault.
     if not isinstance(original, SfrikError) and not told:
-        traceback.print_exception(original)
+        sys.excepthook(type(original), original, original.__traceback__)
     who = f"process {talk.index}: " if talk.index else ""
     line = "" if told and talk.index else f"error: {who}{message}"
     talk.hear()
