@@ -2,9 +2,13 @@
 
 import errno
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from sfrik_jax import faults
+from sfrik_jax import faults, number_faults
+from sfrik_jax.passes import ADDED
 
 
 @pytest.fixture
@@ -51,7 +55,36 @@ def test_without_the_switch_nothing_happens(armed, testing):
     faults.at("step", 1)
 
 
-@pytest.mark.parametrize("text", ["step", "nowhere=kill", "step:x=kill", "step=KILL"])
+def test_numbers_are_put_into_a_program_at_their_step(armed):
+    armed("views:2=nan:7 loss:3=inf gradient=nan")
+    batch = {"index": jnp.array([5, 7])}
+    added = [number_faults.in_batch(batch, jnp.int32(k))[ADDED] for k in (1, 2)]
+    np.testing.assert_array_equal(added, [[0, 0], [0, np.nan]])
+    losses = [number_faults.in_value("loss", jnp.ones(2), jnp.int32(k)) for k in (2, 3)]
+    np.testing.assert_array_equal(losses, [[1, 1], [np.inf, np.inf]])
+    tree = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    tree = number_faults.in_first("gradient", tree, jnp.int32(1))
+    np.testing.assert_array_equal([tree["a"], tree["b"]], [[np.nan], [1]])
+
+
+def test_a_program_without_faults_of_numbers_has_no_trace_of_them(armed):
+    armed("step=raise")
+
+    def program(index, loss, step):
+        batch = number_faults.in_batch({"index": index}, step)
+        return batch, number_faults.in_first("gradient", {"loss": loss}, step)
+
+    ones = jnp.ones(2)
+    assert not jax.make_jaxpr(program)(ones, ones, jnp.int32(3)).eqns
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("step", "nowhere=kill", "step:x=kill", "step=KILL", "step=nan"),
+        *("loss=kill", "loss=nan:3", "views=nan", "views@1=nan:3"),
+    ],
+)
 def test_a_fault_that_means_nothing_is_refused(armed, text):
     armed(text)
     with pytest.raises(ValueError, match="SFRIK_FAULTS"):
