@@ -15,7 +15,9 @@ from sfrik_jax.commands import (
     data,
     evaluation,
     planning,
+    replaying,
     reports,
+    sweeping,
     training,
     weights,
 )
@@ -92,6 +94,8 @@ def build_parser() -> Parser:
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (
         training,
+        replaying,
+        sweeping,
         evaluation,
         weights,
         configuration,

@@ -18,7 +18,7 @@ LEVELS = [
     "addresses collectives commands config_ranges data data.jpeg data.progress "
     "device_checks errors jobs kernels metrics models.cpu_convolutions optim "
     "planning planning.hardware report.page settings target",
-    "commands.parsing config_files data.builders.archives data.builders.records "
+    "config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
     "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
@@ -38,17 +38,20 @@ LEVELS = [
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
     "feature_set.writer losses models processes report.accuracy report.evaluations "
     "weights.torch_files",
-    "config_keys data.bad_pictures data.builders data.checking data.opening "
-    "evaluators.logreg faults feature_set passes processes.rows report train_state "
-    "weights.names",
-    "checkpoint commands.reports config data.crops data.images fixed_order summary "
+    "commands.parsing config_keys data.bad_pictures data.builders data.checking "
+    "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
+    "report train_state weights.names",
+    "checkpoint commands.reports config data.crops data.images fixed_order "
+    "number_faults resuming summary "
     "weights.card weights.export weights.files",
-    "commands.configuration data.loader image_set rundir step weights",
-    "evaluation jobs.results run_log subject",
+    "commands.configuration data.loader image_set rundir step sweeps weights",
+    "commands.sweeping evaluation jobs.results previews run_log subject",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
-    "commands.data commands.training jobs.answers jobs.supervised planning.counted",
-    "jobs.finetune jobs.gauges jobs.linear planning.plan processes.local",
+    "commands.data commands.training jobs.answers jobs.supervised planning.counted "
+    "replay",
+    "commands.replaying jobs.finetune jobs.gauges jobs.linear planning.plan "
+    "processes.local",
     "commands.planning jobs.stored",
     "jobs.runner",
     "jobs.follow",
@@ -73,7 +76,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
-    "commands planning",
+    "commands planning replay sweeps",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
