@@ -14,7 +14,7 @@ from test_pretrain import SMALL, command, job_of
 from test_sharded_step import LAYOUTS, Run
 
 from sfrik_jax import config as configs
-from sfrik_jax import faults, finite, metrics, pretrain, train_state, weights
+from sfrik_jax import finite, metrics, pretrain, train_state, weights
 from sfrik_jax.__main__ import main
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data.crops import Order
@@ -31,19 +31,6 @@ SHORT = [
     "mesh.data=1",
     "step.nonfinite=skip",
 ]
-
-
-@pytest.fixture
-def arm(monkeypatch):
-    """Arms faults, for this process and those that it starts."""
-
-    def arm(text: str) -> None:
-        monkeypatch.setenv("SFRIK_TESTING", "1")
-        monkeypatch.setenv("SFRIK_FAULTS", text)
-        faults._armed.cache_clear()
-
-    yield arm
-    faults._armed.cache_clear()
 
 
 @pytest.fixture

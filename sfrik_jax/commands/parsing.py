@@ -77,7 +77,7 @@ def checked_name(name: str, option: str) -> str:
 
     Errors: ConfigError.
     """
-    if not name or Path(name).name != name:
+    if name in ("", "..") or Path(name).name != name:
         raise ConfigError(f"{option} {shown(name)} is no plain file name")
     if not name.isprintable() or name[0] == "-" or set(name) & SHELL:
         raise ConfigError(
