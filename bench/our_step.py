@@ -68,7 +68,7 @@ class Ours:
             jnp.asarray(noise, self.model.backbone.dtype), self.mesh
         )
 
-    def step(self, *, skip_nonfinite: bool = False) -> Callable:
+    def step(self) -> Callable:
         learner = make_learner(
             self.model,
             self.mesh,
@@ -84,7 +84,6 @@ class Ours:
             schedule=self.schedule,
             log_every=50,
             last_step=100 * _STEPS_PER_EPOCH,
-            skip_nonfinite=skip_nonfinite,
         )
 
     def step_from_floats(self) -> Callable:

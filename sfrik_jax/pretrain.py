@@ -27,7 +27,6 @@ from sfrik_jax import (
     processes,
     resuming,
     train_state,
-    weights,
 )
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
@@ -38,12 +37,12 @@ from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.opening import open_source
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
-from sfrik_jax.errors import ConfigError
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.interrupts import Stop
 from sfrik_jax.rundir import RunDirectory, about_the_program
 from sfrik_jax.step import Learner, Step, make_learner, make_train_step
 from sfrik_jax.train_state import TrainState
+from sfrik_jax.warm_start import first_state
 
 VIEWS_PICTURE = Path("pictures", "views.png")
 
@@ -99,7 +98,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
     with _checkpoints(job, run.path) as checkpoints:
         state = checkpoints.restore(job.state)
         if state is None:
-            state = first_state(job)
+            state = first_state(job.random_state, config.init_from, job.mesh)
         else:
             finite.refuse_stored(state, int(state.step), run.path)
         done = int(state.step)
@@ -128,7 +127,8 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
 
 def _tell_changes(run: RunDirectory, job: Job, state: TrainState) -> None:
     """Says which settings have changed; the first process alone knows the old ones."""
-    if not run.changes():
+    changes = resuming.notable(run.changes())
+    if not changes:
         return
     before = configs.derive(run.stored, len(job.source)).steps_per_epoch
     updates = int(state.step) - int(state.skipped.total)
@@ -136,7 +136,7 @@ def _tell_changes(run: RunDirectory, job: Job, state: TrainState) -> None:
         _optimizer(run.stored, before)[0](updates),
         _optimizer(job.config, job.plan.steps_per_epoch)[0](updates),
     )
-    for line in resuming.told(run.changes(), int(state.step), rates):
+    for line in resuming.told(changes, int(state.step), rates):
         print(line, file=sys.stderr)
 
 
@@ -299,27 +299,3 @@ def _checkpoints(job: Job, workdir: Path) -> Checkpoints:
         keep=job.config.checkpoint.keep,
         keep_period=period or None,
     )
-
-
-def first_state(job: Job) -> TrainState:
-    """Random weights, and the backbone of the weights file where one is given."""
-    state, path = job.random_state(), job.config.init_from
-    if not path:
-        return state
-    _, loaded, _ = weights.load(path)
-    for kind in ("params", "batch_stats"):
-        section = getattr(state, kind)
-        shapes = [
-            jax.tree.map(lambda x: x.shape, tree)
-            for tree in (loaded[kind], section["backbone"])
-        ]
-        if shapes[0] != shapes[1]:
-            raise ConfigError(
-                f"init_from={path!r} holds another network than the `model` settings"
-            )
-        backbone = jax.tree.map(
-            lambda new, old: new.astype(old.dtype), loaded[kind], section["backbone"]
-        )
-        backbone = mesh_lib.replicate(backbone, job.mesh)
-        state = state._replace(**{kind: {**section, "backbone": backbone}})
-    return state

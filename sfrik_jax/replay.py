@@ -24,6 +24,7 @@ from sfrik_jax.mesh import replicated
 from sfrik_jax.step import Learner
 from sfrik_jax.subject import CHECKPOINTS, steps_of
 from sfrik_jax.train_state import TrainState
+from sfrik_jax.warm_start import first_state
 
 SHOWN = 8  # names in a line
 
@@ -136,7 +137,7 @@ def _state_from(job: pretrain.Job, workdir: Path, step: int) -> tuple[int, Train
     stored = processes.from_first(lambda: steps_of(workdir))
     earlier = [each for each in stored if each < step]
     if not stored:
-        return 0, pretrain.first_state(job)
+        return 0, first_state(job.random_state, job.config.init_from, job.mesh)
     if not earlier:
         raise MissingInputError(
             f"{workdir} has checkpoints of the steps {', '.join(map(str, stored))} and "

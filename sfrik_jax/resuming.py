@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfrik_jax import config_keys
+from sfrik_jax import config_keys, processes
 from sfrik_jax.errors import MismatchError
 from sfrik_jax.settings import RESUME_FREE, RESUME_NEVER
 
@@ -32,15 +32,6 @@ def conflicts(changes: Iterable[Change], allowed: Collection[str] = ()) -> list[
     ]
 
 
-def differing(changes: Iterable[Change]) -> list[Change]:
-    """The changes with which a run that is done is another one, or another figure."""
-    return [
-        change
-        for change in changes
-        if change[0].startswith("eval.") or not change[0].startswith(RESUME_FREE)
-    ]
-
-
 def remedy(found: Iterable[Change], job: str = "pretrain") -> str:
     """What to do about the `conflicts` of a job; of pretraining some can be allowed."""
     keys = [key for key, *_ in found]
@@ -59,23 +50,29 @@ def remedy(found: Iterable[Change], job: str = "pretrain") -> str:
 def refuse_the_past(done: int, total: int, run: Path) -> None:
     """Raises MismatchError where a run has gone beyond the end of its settings."""
     if done > total:
-        raise MismatchError(
-            f"{run} has done {done} steps, and with these settings ends at {total}; "
-            "raise optim.epochs, or use another --workdir"
+        raise processes.of_all(
+            MismatchError(
+                f"{run} has done {done} steps, and with these settings ends at "
+                f"{total}; raise optim.epochs, or use another --workdir"
+            )
         )
 
 
-def told(changes: Iterable[Change], step: int, rates: tuple[float, float]) -> list[str]:
-    """Lines about the changes that are not free.
+def notable(changes: Iterable[Change]) -> list[Change]:
+    """The changes that are not free: a user is told of them."""
+    return [change for change in changes if not change[0].startswith(RESUME_FREE)]
 
-    Args: rates: of the next update by the settings before and now.
+
+def told(changes: Iterable[Change], step: int, rates: tuple[float, float]) -> list[str]:
+    """Lines about changes.
+
+    Args: step: done so far. rates: of the next update by the settings before and now.
     """
     lines = [
         f"SFRIK-CONFIG-CHANGED {key}: {before!r} -> {now!r} from step {step + 1} on"
         for key, before, now in changes
-        if not key.startswith(RESUME_FREE)
     ]
-    if lines and rates[0] != rates[1]:
+    if rates[0] != rates[1]:
         lines[-1] += f", where the rate is {rates[1]:.4g} instead of {rates[0]:.4g}"
     return lines
 

@@ -154,7 +154,9 @@ def is_done(directory: Path, config: ConfigDict) -> bool:
     ):
         return False
     with contextlib.suppress(SfrikError):
-        return not resuming.differing(configs.diff(configs.load(directory), config))
+        changes = configs.diff(configs.load(directory), config)
+        evaluated = all(not key.startswith("eval.") for key, *_ in changes)
+        return evaluated and not resuming.notable(changes)
     return False
 
 

@@ -45,7 +45,7 @@ LEVELS = [
     "number_faults resuming summary "
     "weights.card weights.export weights.files",
     "commands.configuration data.loader image_set rundir step sweeps weights",
-    "commands.sweeping evaluation jobs.results previews run_log subject",
+    "commands.sweeping evaluation jobs.results previews run_log subject warm_start",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised planning.counted "

@@ -17,6 +17,7 @@ from PIL import Image
 from sfrik_jax import config as configs
 from sfrik_jax import evaluation, metrics, pretrain, weights
 from sfrik_jax.__main__ import main
+from sfrik_jax.warm_start import first_state
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -342,8 +343,8 @@ def test_a_backbone_file_starts_another_run(tmp_path, small, capsys):
         main(command(first, [*small, "optim.epochs=1", "optim.warmup_epochs=0"])) == 0
     )
     path = first / "backbone.safetensors"
-    job = job_of([*small, f"init_from={path}"])
-    state = pretrain.first_state(job)
+    job = job_of(small)
+    state = first_state(job.random_state, str(path), job.mesh)
     _, variables, _ = weights.load(path)
     chex.assert_trees_all_equal(
         jax.device_get(state.params["backbone"]), jax.device_get(variables["params"])
