@@ -19,7 +19,7 @@ from sfrik_jax.data import views
 from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.planning import memory
 from sfrik_jax.settings import LOSS_DEFAULTS
-from sfrik_jax.step import make_train_step
+from sfrik_jax.step import make_learner, make_train_step
 from sfrik_jax.train_state import TrainState
 
 SUFFIX = {"sfrik": "", "vicreg": ", VICReg"}
@@ -69,16 +69,19 @@ class Ours:
         )
 
     def step(self) -> Callable:
-        return make_train_step(
+        learner = make_learner(
             self.model,
-            self.optimizer,
             self.mesh,
-            mesh_lib.abstract(self.create, self.mesh),
             views=self.views,
-            schedule=self.schedule,
             method=self.method,
             loss_settings=LOSS_DEFAULTS[self.method],
             seed=0,
+        )
+        return make_train_step(
+            learner,
+            self.optimizer,
+            mesh_lib.abstract(self.create, self.mesh),
+            schedule=self.schedule,
             log_every=50,
             last_step=100 * _STEPS_PER_EPOCH,
         )
@@ -91,7 +94,8 @@ class Ours:
             (value, stats), grads = gradients(state.params, state.batch_stats, images)
             updates, kept = self.optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            return TrainState(state.step + 1, params, stats, kept), value
+            done = state.step + 1
+            return TrainState(done, params, stats, kept, state.skipped), value
 
         return jax.jit(step, donate_argnums=0)
 

@@ -17,21 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from sfrik_jax import interrupts
-=======
-from sfrik_jax import redaction
-from sfrik_jax.commands import (
-    configuration,
-    data,
-    evaluation,
-    planning,
-    reports,
-    training,
-    weights,
-)
-from sfrik_jax.commands.parsing import RUN, Parser
->>>>>>> fil
+from sfrik_jax import interrupts, redaction
 from sfrik_jax.errors import ConfigError, SfrikError
 from sfrik_jax.settings import CHOICES
 
@@ -47,11 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
-<<<<<<< HEAD
     words = sys.argv[1:] if argv is None else argv
-=======
     redaction.install()
->>>>>>> fil
     try:
         with heard(words, to_the_end=argv is None):
             code = run(words)
@@ -119,7 +102,9 @@ def build_parser() -> "Parser":
         data,
         evaluation,
         planning,
+        replaying,
         reports,
+        sweeping,
         training,
         weights,
     )
@@ -135,6 +120,8 @@ def build_parser() -> "Parser":
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (
         training,
+        replaying,
+        sweeping,
         evaluation,
         weights,
         configuration,

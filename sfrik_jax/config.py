@@ -40,7 +40,6 @@ __all__ = [
     "load",
     "load_for",
     "loss_section",
-    "resume_conflicts",
     "to_json",
     "validate",
     "validate_here",
@@ -266,12 +265,6 @@ def diff(a: ConfigDict, b: ConfigDict) -> list[Change]:
     keys = [*left, *(key for key in right if key not in left)]
     pairs = [(key, left.get(key), right.get(key)) for key in keys]
     return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def resume_conflicts(stored: ConfigDict, current: ConfigDict) -> list[Change]:
-    """The differences that forbid to resume: all but those under RESUME_FREE."""
-    changes = diff(stored, current)
-    return [change for change in changes if not change[0].startswith(RESUME_FREE)]
 
 
 def device_count() -> int:

@@ -90,6 +90,7 @@ RANGES: dict[str, Range] = {
     "mesh.model": at_least(1),
     "step.micro_batches": at_least(1),
     "step.deterministic_reduce": at_least(0),
+    "step.max_skipped": at_least(1),
     "processes.join_seconds": at_least(1),
     "processes.heartbeat_seconds": at_least(1),
     "processes.hang_seconds": at_least(-1),

@@ -9,6 +9,17 @@ POINT is a place that calls `at`; a fault without STEP or PROCESS is for all of 
 ACTION is kill (SIGKILL of this process), term (SIGTERM to it), sleep (ARGUMENT
 seconds), enospc (the system's error of a full disk), eio (of a broken one), or raise.
 Each fault happens once in a process, or ARGUMENT times for enospc and eio.
+
+Numbers that are not finite are put into the program of a training step as it is
+traced (see `number_faults`), the same in all processes: no PROCESS. ACTION is nan or
+inf, and POINT one of
+
+    views=nan:SAMPLE   all pixels of the views of one sample, wherever its row is
+    loss=nan           the value of the loss, and not its gradient
+    gradient=inf       the first tensor of the gradient
+
+They happen at STEP (1 for the first one) each time that it is taken, without STEP
+always.
 """
 
 import errno
@@ -32,6 +43,9 @@ POINTS = (
     "metrics",
     "eval",
 )
+# Of a traced program.
+NUMBERS = ("views", "loss", "gradient")
+VALUES = ("nan", "inf")
 _FAULT = re.compile(
     r"(?P<point>\w+)(:(?P<step>\d+))?(@(?P<process>\d+))?"
     r"=(?P<action>[a-z]+)(:(?P<argument>[\d.]+))?"
@@ -86,6 +100,11 @@ def at(point: str, step: int | None = None) -> None:
             fault.happen()
 
 
+def of_numbers(point: str) -> tuple[Fault, ...]:
+    """The faults of a point of a traced program, see `number_faults`."""
+    return tuple(fault for fault in _armed() if fault.point == point)
+
+
 @functools.cache
 def _armed() -> tuple[Fault, ...]:
     if os.environ.get("SFRIK_TESTING") != "1":
@@ -96,7 +115,7 @@ def _armed() -> tuple[Fault, ...]:
 def parse(text: str) -> Fault:
     """A fault from its text. Errors: ValueError."""
     match = _FAULT.fullmatch(text)
-    if match is None or match["point"] not in POINTS:
+    if match is None or not _means_something(match):
         raise ValueError(f"SFRIK_FAULTS: {text!r} is no POINT:STEP@PROCESS=ACTION")
     step, process = (
         None if match[name] is None else int(match[name])
@@ -105,3 +124,15 @@ def parse(text: str) -> Fault:
     argument = float(match["argument"] or 1)
     times = int(argument) if match["action"] in _SYSTEM else 1
     return Fault(match["point"], step, process, match["action"], argument, times)
+
+
+def _means_something(match: re.Match[str]) -> bool:
+    """Whether the action is one of the point's, with what it needs."""
+    if match["point"] in NUMBERS:
+        named = match["argument"] is not None
+        return (
+            match["action"] in VALUES
+            and match["process"] is None
+            and named == (match["point"] == "views")
+        )
+    return match["point"] in POINTS and match["action"] not in VALUES

@@ -43,6 +43,8 @@ class Plan(NamedTuple):
       trace: first and last step of a profiler trace; 0 and 0 for none.
       seed: of the job, noted with a step that is not finite.
       remedy: what to do when a step is not finite.
+      max_skipped: updates in a row that its steps may skip, if they skip any.
+      check: check(step, state) refuses a state that must not be saved.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Plan(NamedTuple):
     remedy: str
     milestone_every: int = 0
     trace: tuple[int, int] = (0, 0)
+    max_skipped: int = 0
+    check: Callable[[int, Any], None] = lambda step, state: None
 
 
 def run_steps(
@@ -98,6 +102,7 @@ def run_steps(
             indices=loader.indices,
             seed=plan.seed,
             remedy=plan.remedy,
+            max_skipped=plan.max_skipped,
         )
         if _due(first, plan.evaluate_every) and not evaluated:
             watchdog.at("eval", first)
@@ -116,12 +121,10 @@ def run_steps(
             due = _due(step, plan.save_every) or _due(step, plan.milestone_every)
             if last or due or checkpoints.failed():
                 log.drain()
-<<<<<<< HEAD
                 watchdog.at("save", step)
-=======
                 run.refuse_removed()
->>>>>>> fil
                 loader.bad.share()
+                plan.check(step, state)
                 checkpoints.save(step, state, wait=last)
             # After the save: an evaluation can outlast the time before a kill.
             if _due(step, plan.evaluate_every) and not stopping:

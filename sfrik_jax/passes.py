@@ -26,6 +26,8 @@ Loss = Callable[[list[jax.Array]], tuple[jax.Array, Terms]]
 
 # What a batch has whole on each device, see `data.loader`; the rest it has by rows.
 WHOLE_IN_BATCH = ("images", "epoch")
+# What it has by rows [B] in a test alone: numbers to be added to all pixels of a row.
+ADDED = "added_to_views"
 
 
 class Result(NamedTuple):
@@ -70,9 +72,19 @@ class Network(NamedTuple):
 
     def embed(self, model: SSLModel, params: Any, stats: Any, batch: Batch) -> tuple:
         """Views are made of a batch and pass the model: z and the new statistics."""
-        groups = augment.make_views(batch, self.views, self.seed, model.backbone.dtype)
+        groups = self.make_views(batch, model.backbone.dtype)
         joint = [self.views[g[0]].joint for g in size_groups(self.views)]
         return forward(model, params, stats, groups, joint)
+
+    def make_views(
+        self, batch: Batch, dtype: jax.typing.DTypeLike = jnp.float32
+    ) -> list[jax.Array]:
+        """The network's input, see `augment.make_views`."""
+        groups = augment.make_views(batch, self.views, self.seed, dtype)
+        if ADDED not in batch:
+            return list(groups)
+        added = batch[ADDED][:, None, None, None, None]
+        return [group + added.astype(group.dtype) for group in groups]
 
     def add_up(self, grads: jax.Array, axis: str) -> jax.Array:
         """The sum over a mesh axis, taken in `reduce_dtype`."""

@@ -5,28 +5,29 @@ and is evaluated. Batches are functions of (seed, step) and a step is a pure fun
 of (state, batch), so a run that was stopped and resumed is the run that never stopped.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import (
-    augment,
+    config as configs,
+)
+from sfrik_jax import (
+    finite,
     loop,
     models,
     optim,
+    previews,
     processes,
+    resuming,
     train_state,
     watchdog,
-    weights,
-)
-from sfrik_jax import (
-    config as configs,
 )
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
@@ -37,15 +38,13 @@ from sfrik_jax.data.loader import TrainLoader
 from sfrik_jax.data.opening import open_source
 from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
-from sfrik_jax.errors import ConfigError
 from sfrik_jax.evaluation import Evaluation
-from sfrik_jax.evaluators import pictures
 from sfrik_jax.interrupts import Stop
 from sfrik_jax.rundir import RunDirectory, about_the_program
-from sfrik_jax.step import Step, make_train_step
+from sfrik_jax.step import Learner, Step, make_learner, make_train_step
 from sfrik_jax.train_state import TrainState
+from sfrik_jax.warm_start import first_state
 
-PREVIEW_ROWS = 8
 VIEWS_PICTURE = Path("pictures", "views.png")
 
 
@@ -59,13 +58,16 @@ class Job(NamedTuple):
     loader: TrainLoader
     plan: configs.Schedule
     model: models.SSLModel
+    learner: Learner
     state: TrainState  # shapes, dtypes and shardings
     random_state: Callable[[], TrainState]
     step: Step
 
 
-def pretrain(config: ConfigDict, workdir: Path) -> int:
+def pretrain(config: ConfigDict, workdir: Path, allowed: Collection[str] = ()) -> int:
     """Trains to the end of `config`, in or on from `workdir`. Returns exit code 0.
+
+    Args: allowed: settings that may be others than those the run was started with.
 
     Raises:
       Preempted: a signal asked to stop, and the state is saved.
@@ -75,7 +77,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> int:
     with processes.shared_stop() as stop:
         agree_on_program(config)
         stop.check("before its run directory was opened")
-        with RunDirectory(workdir, config) as run:
+        with RunDirectory(workdir, config, allowed) as run:
             return _pretrain(config, run, stop)
 
 
@@ -97,8 +99,13 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
     )
     watchdog.at("resume")
     with _checkpoints(job, run.path) as checkpoints:
-        state = checkpoints.restore(job.state) or _first_state(job)
+        state = checkpoints.restore(job.state)
+        if state is None:
+            state = first_state(job.random_state, config.init_from, job.mesh)
+        else:
+            finite.refuse_stored(state, int(state.step), run.path)
         done = int(state.step)
+        resuming.refuse_the_past(done, job.plan.total_steps, run.path)
         stop.check(f"before step {done + 1}")
         evaluated = processes.from_first(lambda: run.read_json("summary.json"))
         whole = evaluated.get("protocol") == evaluation.protocol
@@ -107,19 +114,35 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
                 print(f"{run.path} is done: step {done} of {done}")
             return 0
         checkpoints.require_room(job.state, _milestones(job))
-        run.start(fingerprint, job.source.subset)
+        _tell_changes(run, job, state)
+        run.start(fingerprint, job.source.subset, step=done)
         bad.save = partial(run.write_json, bad_pictures.FILE)
         if bad.noted:
             bad.save(bad.record())
         drawn = run.path / VIEWS_PICTURE
         if not processes.from_first(drawn.exists):
-            preview_job(job, drawn, step=0)
+            previews.draw(job.learner.network, job.loader, drawn, step=0)
             stop.check(f"before step {done + 1}")
         plan = plan_of(job, evaluation)
         state, seconds = loop.run_steps(plan, state, job.loader, run, checkpoints, stop)
     stop.check(f"after step {job.plan.total_steps}, saved")
     evaluation.finish(run, state, job.random_state, seconds, stop.check)
     return 0
+
+
+def _tell_changes(run: RunDirectory, job: Job, state: TrainState) -> None:
+    """Says which settings have changed; the first process alone knows the old ones."""
+    changes = resuming.notable(run.changes())
+    if not changes:
+        return
+    before = configs.derive(run.stored, len(job.source)).steps_per_epoch
+    updates = int(state.step) - int(state.skipped.total)
+    rates = (
+        _optimizer(run.stored, before)[0](updates),
+        _optimizer(job.config, job.plan.steps_per_epoch)[0](updates),
+    )
+    for line in resuming.told(changes, int(state.step), rates):
+        print(line, file=sys.stderr)
 
 
 def build(config: ConfigDict) -> Job:
@@ -150,6 +173,7 @@ def build(config: ConfigDict) -> Job:
         loader,
         plan,
         parts.model,
+        parts.learner,
         parts.state,
         random_state,
         parts.step,
@@ -161,6 +185,7 @@ class StepParts(NamedTuple):
 
     views: tuple[View, ...]
     model: models.SSLModel
+    learner: Learner
     create: Callable[[], TrainState]
     state: TrainState  # shapes, dtypes and shardings
     step: Step
@@ -172,31 +197,41 @@ def build_step(config: ConfigDict, mesh: Mesh, plan: configs.Schedule) -> StepPa
     views = view_recipes.build(size, **config.augment)
     model = models.build(**config.model, remat=config.step.remat)
     schedule, optimizer = _optimizer(config, plan.steps_per_epoch)
-    loss_settings = dict(config.loss)
-    columns = None if config.mesh.projector == "replicated" else config.mesh.projector
+    learner = _learner(config, model, mesh, views)
 
     def create() -> TrainState:
         return train_state.create(config.seed, model, optimizer, size)
 
-    state = mesh_lib.abstract(create, mesh, columns)
+    state = mesh_lib.abstract(create, mesh, learner.network.columns)
     step = make_train_step(
-        model,
+        learner,
         optimizer,
-        mesh,
         state,
-        views=views,
         schedule=schedule,
+        log_every=config.log.every_steps,
+        last_step=plan.total_steps,
+        skip_nonfinite=config.step.nonfinite == "skip",
+    )
+    return StepParts(views, model, learner, create, state, step)
+
+
+def _learner(
+    config: ConfigDict, model: models.SSLModel, mesh: Mesh, views: tuple[View, ...]
+) -> Learner:
+    loss_settings = dict(config.loss)
+    columns = None if config.mesh.projector == "replicated" else config.mesh.projector
+    return make_learner(
+        model,
+        mesh,
+        views=views,
         method=loss_settings.pop("method"),
         loss_settings=loss_settings,
         seed=config.seed,
-        log_every=config.log.every_steps,
-        last_step=plan.total_steps,
         columns=columns,
         reduce_dtype=config.step.reduce_dtype,
         micro_batches=config.step.micro_batches,
         deterministic_reduce=config.step.deterministic_reduce,
     )
-    return StepParts(views, model, create, state, step)
 
 
 def plan_of(job: Job, evaluation: Evaluation) -> loop.Plan:
@@ -216,33 +251,18 @@ def plan_of(job: Job, evaluation: Evaluation) -> loop.Plan:
         log_every=config.log.every_steps,
         trace=(config.profile.first_step, config.profile.last_step),
         seed=config.seed,
-        remedy=f"Lower optim.base_lr={config.optim.base_lr} (in another --workdir), or "
-        "look at the images",
+        remedy="The command replay shows what in it is not finite. Lower "
+        f"optim.base_lr={config.optim.base_lr} (in another --workdir), look at the "
+        "images, or set step.nonfinite=skip",
+        max_skipped=config.step.max_skipped,
+        check=finite.refuse_to_store,
     )
 
 
 def preview(config: ConfigDict, path: Path, step: int) -> None:
     """Draws the source images and the views of a step (0-based) as a PNG."""
-    preview_job(build(config), path, step)
-
-
-def preview_job(job: Job, path: Path, step: int) -> None:
-    """See `preview`. Of several processes the first one draws what all have made."""
-    draw = jax.jit(
-        lambda batch: [
-            group[:PREVIEW_ROWS]
-            for group in augment.make_views(batch, job.views, job.config.seed)
-        ],
-        out_shardings=mesh_lib.replicated(job.mesh),
-    )
-    groups = [np.asarray(group) for group in draw(job.loader.batch(step))]
-    if not processes.first():
-        return
-    views = [group[:, v] for group in groups for v in range(group.shape[1])]
-    rows = job.loader.indices(step)[:PREVIEW_ROWS]
-    sources = [job.loader.rgb(int(i)) for i in rows]
-    first = job.views[0]
-    pictures.views(sources, views, path, mean=first.mean, std=first.std)
+    job = build(config)
+    previews.draw(job.learner.network, job.loader, path, step)
 
 
 def _loader(
@@ -293,27 +313,3 @@ def _milestones(job: Job) -> int:
 
 def _milestone_period(job: Job) -> int:
     return job.config.checkpoint.milestone_epochs * job.plan.steps_per_epoch
-
-
-def _first_state(job: Job) -> TrainState:
-    """Random weights, and the backbone of the weights file where one is given."""
-    state, path = job.random_state(), job.config.init_from
-    if not path:
-        return state
-    _, loaded, _ = weights.load(path)
-    for kind in ("params", "batch_stats"):
-        section = getattr(state, kind)
-        shapes = [
-            jax.tree.map(lambda x: x.shape, tree)
-            for tree in (loaded[kind], section["backbone"])
-        ]
-        if shapes[0] != shapes[1]:
-            raise ConfigError(
-                f"init_from={path!r} holds another network than the `model` settings"
-            )
-        backbone = jax.tree.map(
-            lambda new, old: new.astype(old.dtype), loaded[kind], section["backbone"]
-        )
-        backbone = mesh_lib.replicate(backbone, job.mesh)
-        state = state._replace(**{kind: {**section, "backbone": backbone}})
-    return state

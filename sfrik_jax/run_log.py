@@ -17,7 +17,12 @@ from sfrik_jax.rundir import RunDirectory
 # Steps whose scalars may be on their way: the host never waits for the newest step.
 IN_FLIGHT = 2
 # Not shown: single orders, and the MMD with its constant diagonal.
-HIDDEN = re.compile(r"learning_rate|gradient_norm|contrast|mmd|mmd_\d+_offdiagonal")
+HIDDEN = re.compile(
+    r"learning_rate|gradient_norm|contrast|mmd|mmd_\d+_offdiagonal|skipped(_in_row)?"
+)
+# What has to be finite, and how often it was not where such steps are skipped.
+FINITE = ("train/loss", "train/gradient_norm")
+SKIPPED, IN_ROW = "train/skipped", "train/skipped_in_row"
 
 
 class RunLog:
@@ -30,6 +35,7 @@ class RunLog:
       every: steps between rows.
       indices: the samples of a step's batch (0-based), to name those of a bad step.
       seed: noted with it. remedy: what to do about it.
+      max_skipped: updates in a row that the steps may skip, if they skip any.
     """
 
     def __init__(
@@ -46,9 +52,11 @@ class RunLog:
         indices: Callable[[int], np.ndarray],
         seed: int,
         remedy: str,
+        max_skipped: int = 0,
     ) -> None:
         self._run, self._every = run, every
         self._seed, self._remedy = seed, remedy
+        self._max_skipped = max_skipped
         self._writer, self._display = writer, display
         self._steps_per_epoch, self._views_per_step = steps_per_epoch, views_per_step
         self._indices = indices
@@ -99,9 +107,9 @@ class RunLog:
     def _handle(self, step: int, scalars: Mapping[str, jax.Array], waited: float):
         due = step in (1, self._total) or step % self._every == 0
         self._waited += waited
-        watched = {k: scalars[k] for k in ("train/loss", "train/gradient_norm")}
+        watched = {k: scalars[k] for k in (*FINITE, SKIPPED, IN_ROW) if k in scalars}
         values = jax.device_get(scalars if due else watched)
-        self._refuse_non_finite(step, values)
+        self._heed_non_finite(step, values)
         if not due:
             return
         now = time.monotonic()
@@ -120,23 +128,31 @@ class RunLog:
         left = (self._total - step) * self._views_per_step / self._rate
         self._display.step(step, self._rate, left, _terms(row))
 
-    def _refuse_non_finite(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        bad = [
-            k
-            for k in ("train/loss", "train/gradient_norm")
-            if not np.isfinite(values[k])
-        ]
+    def _heed_non_finite(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Lists the batch of a step that is not finite, and ends the run unless that
+        was skipped within the budget, which is the device's count: every process and
+        every resumed run has it.
+        """
+        bad = [k for k in FINITE if not np.isfinite(values[k])]
         if not bad:
             return
         name = f"nonfinite_{step}.json"
         indices = self._indices(step - 1).tolist()
         about = {"step": step, "seed": self._seed, "index": indices}
         self._run.write_json(name, about)
+        found = f"{bad[0]} is {values[bad[0]]} at step {step}"
+        listed = f"the batch is listed in {self._run.path / name}"
+        in_row, most = int(values.get(IN_ROW, 0)), self._max_skipped
+        if 0 < in_row <= most:
+            total = int(values[SKIPPED])
+            counts = f"{in_row} in a row of at most {most}, {total} in all"
+            self._display.say(f"SFRIK-STEP-SKIPPED {found} ({counts}); {listed}")
+            return
+        if in_row:
+            found += f", {in_row} steps in a row with step.max_skipped={most}"
         raise processes.of_all(
             NonFiniteError(
-                f"{bad[0]} is {values[bad[0]]} at step {step}; checkpoints before it "
-                f"are kept, the batch is listed in {self._run.path / name}. "
-                f"{self._remedy}"
+                f"{found}; checkpoints before it are kept, {listed}. {self._remedy}"
             )
         )
 

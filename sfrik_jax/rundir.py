@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
-from sfrik_jax import files, processes
+from sfrik_jax import files, processes, resuming
 from sfrik_jax.data.pipeline import num_threads
 from sfrik_jax.errors import MismatchError, OutputError, SfrikError
 from sfrik_jax.locks import Lock
@@ -49,6 +49,10 @@ class RunDirectory:
     Args:
       path: created when missing.
       config: of the run; a directory that holds another one is refused.
+      allowed: settings, or sections of them, that may be others than those stored.
+
+    Attributes:
+      stored: the configuration that the directory held, or else `config`.
 
     Raises:
       OutputError: the directory cannot be written, or another run holds it, or not all
@@ -56,8 +60,12 @@ class RunDirectory:
       MismatchError: the stored configuration gives another result than `config`.
     """
 
-    def __init__(self, path: Path, config: ConfigDict) -> None:
+    def __init__(
+        self, path: Path, config: ConfigDict, allowed: Collection[str] = ()
+    ) -> None:
         self.path, self._config = Path(path), config
+        self._allowed = allowed
+        self.stored = config
         self._lock = None
         if processes.first():
             self._hold()
@@ -159,18 +167,20 @@ class RunDirectory:
         fingerprint: str,
         subset: Mapping[str, Any] | None,
         weights: Mapping[str, Any] | None = None,
+        step: int = 0,
     ) -> None:
         """Stores configuration, session and data: from here on there is work.
 
-        Not before: a start that failed, or found nothing to do, leaves no trace.
+        Not before: a start that failed, or found nothing to do, leaves no trace. Each
+        setting that has changed is noted in run.json.
 
         Args:
           subset: name, size and digest of the part that is trained on, if it is one.
           weights: what is evaluated, for a job of evaluation.
+          step: the number of steps done.
         """
         if not processes.first():
             return
-        write_whole(self.path / "config.json", configs.to_json(self._config) + "\n")
         about = self.read_json("run.json")
         sessions = [*about.get("sessions", []), about_this_process()]
         about |= {"sessions": sessions, "data_fingerprint": fingerprint}
@@ -178,7 +188,20 @@ class RunDirectory:
             about["data_subset"] = dict(subset)
         if weights is not None:
             about["weights"] = dict(weights)
+        noted = [self._noted(change, step) for change in self.changes()]
+        if noted:
+            about["config_changes"] = [*about.get("config_changes", []), *noted]
+        # First the note: a kill in between leaves it twice, and no change without it.
         self.write_json("run.json", about)
+        write_whole(self.path / "config.json", configs.to_json(self._config) + "\n")
+
+    def changes(self) -> list[resuming.Change]:
+        """The settings that are others than those stored: key, before, now."""
+        return configs.diff(self.stored, self._config)
+
+    def _noted(self, change: resuming.Change, step: int) -> dict[str, Any]:
+        key, before, now = change
+        return {"key": key, "old": before, "new": now, "step": step, "when": _now()}
 
     def _refuse_unshared(self) -> None:
         """Writes a file in the first process and looks for it in the others."""
@@ -218,13 +241,16 @@ class RunDirectory:
         if not path.exists():
             return
         stored = configs.from_json(path.read_text(encoding="utf-8"), where=str(path))
-        changes = configs.resume_conflicts(stored, self._config)
-        if changes:
-            listed = "; ".join(f"{k}: {a!r} -> {b!r}" for k, a, b in changes)
+        conflicts = resuming.conflicts(
+            configs.diff(stored, self._config), self._allowed
+        )
+        if conflicts:
+            listed = "; ".join(f"{k}: {a!r} -> {b!r}" for k, a, b in conflicts)
             raise MismatchError(
                 f"{self.path} was started with another configuration ({listed}); "
-                "use those settings, or another --workdir"
+                + resuming.remedy(conflicts, self._config.job)
             )
+        self.stored = stored
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -232,10 +258,14 @@ def write_whole(path: Path, text: str) -> None:
     files.write_whole(path, text.encode())
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def about_this_process() -> dict[str, Any]:
     """Command, versions, source revision and devices."""
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": _now(),
         "command": ["python -m sfrik_jax", *map(redact, sys.argv[1:])],
         "git_revision": git_revision(),
         "python": platform.python_version(),

@@ -142,6 +142,8 @@ DEFAULTS: dict[str, Any] = {
         "micro_batches": 1,  # passes over parts of a batch; the loss is the whole's
         "reduce_dtype": "float32",  # in which the devices' gradients are added up
         "deterministic_reduce": 0,  # parts of the batch in a fixed order; 0 = not fixed
+        "nonfinite": "raise",  # at a loss or a gradient that is not finite, or "skip"
+        "max_skipped": 5,  # updates in a row that may be skipped
     },
     "processes": {
         "join_seconds": 300,  # how long the first waits for the others
@@ -210,6 +212,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mesh.projector": ("replicated", "data", "model"),
     "step.remat": ("none", "convolutions", "blocks"),
     "step.reduce_dtype": ("float32", "bfloat16"),
+    "step.nonfinite": ("raise", "skip"),
     "loss.method": tuple(LOSS_DEFAULTS),
     "optim.name": ("lars", "adamw", "sgd"),
 }
@@ -229,6 +232,8 @@ RESUME_FREE = (
     "checkpoint.",
     "mesh.",
     "step.remat",
+    "step.nonfinite",
+    "step.max_skipped",
     "processes.",
     "weights",
     "data.workers",
@@ -236,3 +241,7 @@ RESUME_FREE = (
     "data.on_error",
     "data.max_bad",
 )
+
+# Keys, or sections ending in a dot, that no flag lets a resumed run change: the state
+# that is stored would have other tensors.
+RESUME_NEVER = ("job", "model.", "optim.name")

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from sfrik_jax import losses, metrics
+from sfrik_jax import losses, metrics, number_faults
 from sfrik_jax.data.views import View, anchors, num_views
 from sfrik_jax.fixed_order import in_fixed_order
 from sfrik_jax.mesh import batch_sharding, replicated
 from sfrik_jax.models import SSLModel
-from sfrik_jax.passes import Network, at_once, in_parts
+from sfrik_jax.passes import Network, Pass, Result, at_once, in_parts
 from sfrik_jax.settings import LOSS_DEFAULTS
-from sfrik_jax.train_state import TrainState
+from sfrik_jax.train_state import Skipped, TrainState
 
 Scalars = dict[str, jax.Array]
 Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Scalars]]
@@ -25,36 +25,49 @@ Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Scalars]]
 GAUGE_ROWS = 256
 
 
-def make_train_step(
+class Learner(NamedTuple):
+    """A batch's way through the network and the loss, and back.
+
+    Attributes:
+      network: as it runs on each device.
+      run: the form of the pass, see `passes` and `fixed_order`.
+    """
+
+    network: Network
+    run: Pass
+
+    def __call__(self, state: TrainState, batch: Mapping[str, Any]) -> Result:
+        """What the next step of a state learns from a batch."""
+        step = state.step + 1
+        batch = number_faults.in_batch(batch, step)
+        found = self.run(state.params, state.batch_stats, batch)
+        return found._replace(
+            value=number_faults.in_value("loss", found.value, step),
+            grads=number_faults.in_first("gradient", found.grads, step),
+        )
+
+
+def make_learner(
     model: SSLModel,
-    optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    state: TrainState,
     *,
     views: tuple[View, ...],
-    schedule: Callable[[jax.Array], jax.Array],
     method: str,
     loss_settings: Mapping[str, Any],
     seed: int,
-    log_every: int,
-    last_step: int,
     columns: str | None = None,
     reduce_dtype: str = "float32",
     micro_batches: int = 1,
     deterministic_reduce: int = 0,
-) -> Step:
-    """The jitted step over `mesh`; it donates the state that it is given.
+) -> Learner:
+    """Network and loss over `mesh`.
 
     The network runs in one `jax.shard_map`, on each device's rows, and the loss of
-    SFRIK in another: every sum over devices is written out, but for the optimiser's
-    norms of tensors and the gauges, which the partitioner adds up.
+    SFRIK in another: every sum over devices is written out.
 
     Args:
-      state: shapes, dtypes and shardings, see `mesh.abstract`.
       views: the recipe; the batch holds their crops (see `augment.make_views`).
       method: a name of `losses.METHODS`; `loss_settings` are its arguments.
-      log_every, last_step: the gauges of z are computed at the first and the last step
-        and every so many steps, and are NaN in between.
       columns: the mesh axis over which the projector's columns are split; None for a
         whole projector on each device.
       reduce_dtype: in which the gradients of the devices are added up; a network in
@@ -63,43 +76,85 @@ def make_train_step(
         `passes.in_parts`.
       deterministic_reduce: parts of the batch in a fixed order, see `fixed_order`; 0
         for none. It excludes `columns` and `micro_batches`.
-
-    Returns:
-      step(state, batch) -> (state, scalars). The scalars are named as in
-      metrics.jsonl, each over the global batch.
     """
     in_float64 = jnp.dtype(model.backbone.dtype) == jnp.float64
     dtype = jnp.dtype(jnp.float64 if in_float64 else reduce_dtype)
     network = Network(model, mesh, views, seed, columns, dtype)
     settings = {"method": method, "settings": loss_settings}
     loss = make_loss(views, **settings, mesh=mesh, columns=columns)
-    run = partial(at_once, network, loss)
-    if micro_batches > 1:
-        run = partial(in_parts, network, loss, micro_batches)
     if deterministic_reduce:
         alone = make_loss(views, **settings, mesh=None)
         run = partial(in_fixed_order, network, alone, deterministic_reduce)
+    elif micro_batches > 1:
+        run = partial(in_parts, network, loss, micro_batches)
+    else:
+        run = partial(at_once, network, loss)
+    return Learner(network, run)
+
+
+def make_train_step(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    *,
+    schedule: Callable[[jax.Array], jax.Array],
+    log_every: int,
+    last_step: int,
+    skip_nonfinite: bool = False,
+) -> Step:
+    """The jitted step over the learner's mesh; it donates the state that it is given.
+
+    The partitioner adds up over devices what the learner does not: the optimiser's
+    norms of tensors and the gauges.
+
+    Args:
+      state: shapes, dtypes and shardings, see `mesh.abstract`.
+      schedule: the rate of an update (0-based), for the log.
+      log_every, last_step: the gauges of z are computed at the first and the last step
+        and every so many steps, and are NaN in between.
+      skip_nonfinite: where the loss or the norm of the gradient is not finite, the new
+        state is the old one, one step and one skip later, and is so on all devices.
+
+    Returns:
+      step(state, batch) -> (state, scalars). The scalars are named as in
+      metrics.jsonl, each over the global batch.
+    """
+    mesh = learner.network.mesh
 
     def train_step(state: TrainState, batch: Mapping[str, Any]):
-        value, terms, z, batch_stats, grads = run(
-            state.params, state.batch_stats, batch
+        found = learner(state, batch)
+        updates, opt_state = optimizer.update(
+            found.grads, state.opt_state, state.params
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        step = state.step + 1
-        scalars = {f"train/{name}": term for name, term in terms.items()}
-        scalars["train/loss"] = value
-        scalars["train/learning_rate"] = schedule(state.step)
-        scalars["train/gradient_norm"] = optax.tree.norm(grads)
-        due = (step % log_every == 0) | (step == 1) | (step == last_step)
-        for name, value in _gauges_when(due, z, mesh).items():
-            scalars[f"z/{name}"] = value
         params = optax.apply_updates(state.params, updates)
-        return TrainState(step, params, batch_stats, opt_state), scalars
+        step = state.step + 1
+        scalars = {f"train/{name}": term for name, term in found.terms.items()}
+        scalars["train/loss"] = found.value
+        scalars["train/learning_rate"] = schedule(state.step - state.skipped.total)
+        norm = scalars["train/gradient_norm"] = optax.tree.norm(found.grads)
+        due = (step % log_every == 0) | (step == 1) | (step == last_step)
+        for name, value in _gauges_when(due, found.z, mesh).items():
+            scalars[f"z/{name}"] = value
+        new = TrainState(step, params, found.batch_stats, opt_state, state.skipped)
+        if skip_nonfinite:
+            fine = jnp.isfinite(found.value) & jnp.isfinite(norm)
+            new = _skipped_unless(fine, new, state)
+            scalars["train/skipped"] = new.skipped.total
+            scalars["train/skipped_in_row"] = new.skipped.in_row
+        return new, scalars
 
     # The output sharding is stated: left to the partitioner, the second call could
     # see a state that is sharded otherwise, and compile again.
     out = jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)
     return jax.jit(train_step, donate_argnums=0, out_shardings=out)
+
+
+def _skipped_unless(fine: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new`, or bit for bit `old` but for the counts where the step is not fine."""
+    kept = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+    total = old.skipped.total + jnp.where(fine, 0, 1)
+    in_row = jnp.where(fine, 0, old.skipped.in_row + 1)
+    return kept._replace(step=new.step, skipped=Skipped(total, in_row))
 
 
 def make_loss(

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
+from sfrik_jax import finite, models, optim, train_state, weights
 from sfrik_jax import mesh as mesh_lib
-from sfrik_jax import models, optim, train_state, weights
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.encoding import encoder
@@ -64,7 +64,8 @@ def open_subject(path: str | Path, dtype: str = "float32") -> Subject:
     Args: dtype: of the backbone's arithmetic.
     Raises:
       MissingInputError: there is nothing, or a run that has not saved yet.
-      CorruptInputError: a file, or each checkpoint of a run, is damaged.
+      CorruptInputError: a file, or each checkpoint of a run, is damaged, or its values
+        are not all finite.
     """
     path = Path(path)
     run, step = run_of(path)
@@ -126,6 +127,7 @@ def _from_run(run: Path, step: int | None, dtype: str) -> Subject:
         state = checkpoints.restore(_abstract(config, mesh), step)
     if state is None:
         raise MissingInputError(f"{run} has no checkpoint")
+    finite.refuse_stored(train_state.variables(state), int(state.step), run)
     model, first = config.model, view_recipes.build(**_recipe(config))[0]
     variables = train_state.backbone_variables(state)
     about = {

@@ -42,6 +42,20 @@ def x64():
         yield
 
 
+@pytest.fixture
+def arm(monkeypatch):
+    """Arms faults (see `faults`), for this process and those that it starts."""
+    from sfrik_jax import faults
+
+    def arm(text: str, *, testing: str = "1") -> None:
+        monkeypatch.setenv("SFRIK_TESTING", testing)
+        monkeypatch.setenv("SFRIK_FAULTS", text)
+        faults._armed.cache_clear()
+
+    yield arm
+    faults._armed.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """A TFDS data_dir with fashion_mini, prepared once for all runs of the tests."""
@@ -53,17 +67,3 @@ def data_dir() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         builders.prepare("fashion_mini", str(CACHE / "data"))
     return CACHE / "data"
-
-
-@pytest.fixture
-def armed(monkeypatch):
-    """Arms the faults of a text, see `sfrik_jax.faults`."""
-    from sfrik_jax import faults
-
-    def arm(text: str, *, testing: str = "1") -> None:
-        monkeypatch.setenv("SFRIK_TESTING", testing)
-        monkeypatch.setenv("SFRIK_FAULTS", text)
-        faults._armed.cache_clear()
-
-    yield arm
-    faults._armed.cache_clear()

@@ -1,6 +1,7 @@
 """The real command: exit code, one line on stderr, and nothing written on refusal."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sfrik_jax.__main__ import split_overrides
+from sfrik_jax.commands.parsing import checked_name, checked_output
 from sfrik_jax.commands.training import default_workdir
 from sfrik_jax.errors import ConfigError
 
@@ -46,30 +48,81 @@ def assert_refused(result, code, words, directory):
     assert not (directory / "runs").exists()
 
 
+def cpu_seconds() -> float:
+    """Of the processes that were waited for: a loaded machine does not add to it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [
         ("--config.data.batchsize=4", "did you mean data.batch_size?"),
+        ("--config.dta.batch_size=4", "did you mean data.batch_size?"),
         ("--config.data.batch_size=many", "needs a whole number"),
         ("--config.model.embed_dim=1", "model.embed_dim=1: it must be at least 2"),
         ("--config.loss.weights=1,-40", "loss.weights=(1.0, -40.0)"),
-        ("--config.optim.base_lr=nan", "optim.base_lr=nan"),
+        ("--config.optim.base_lr=nan", "optim.base_lr=nan: it must be a finite"),
+        ("--config.optim.base_lr=-0.1", "optim.base_lr=-0.1: it must be above 0"),
         ("--config.data.batch_size", "needs a value"),
         ("--confg.seed=1", "unrecognized arguments: --confg.seed=1"),
-        ("--workdir=new\nline", "without control characters"),
-        ("--workdir=runs/" + "x" * 300, "longer than 255 bytes"),
         ("--config=nothing.py", "no such file"),
+        ("--allow-config-change=sed", "did you mean seed?"),
+        ("--config.checkpoint.keep=1", "checkpoint.keep=1: it must be at least 2"),
     ],
 )
-def test_a_wrong_setting_ends_with_2_and_one_line(sfrik, tmp_path, option, words):
+def test_f1_a_wrong_setting_ends_with_2_and_one_line(sfrik, tmp_path, option, words):
+    """At once: neither jax nor TensorFlow is loaded by then."""
+    for library in ("jax", "tensorflow", "tensorflow_datasets"):
+        # `python -m` puts the working directory first in the search path.
+        (tmp_path / f"{library}.py").write_text("raise SystemExit(99)")
+    before = cpu_seconds()
     assert_refused(sfrik(*PRETRAIN, option), 2, words, tmp_path)
+    assert cpu_seconds() - before < 3
 
 
-def test_a_wrong_setting_is_found_before_jax_is_loaded(sfrik, tmp_path):
-    # `python -m` puts the working directory first in the search path.
-    (tmp_path / "jax.py").write_text("raise SystemExit(99)")
-    result = sfrik(*PRETRAIN, "--config.checkpoint.keep=1")
-    assert_refused(result, 2, "checkpoint.keep=1: it must be at least 2", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("new\nline", "without control characters"),
+        ("x" * 300, "longer than 255 bytes"),
+        ("$(reboot)", "give a name without control characters, a - in front, and"),
+        ("x;reboot", "'x;reboot': give a name without"),
+        ("a/`b`/c", "'`b`': give a name without"),
+        ("it's", "give a name without"),
+    ],
+)
+def test_x6_a_run_directory_with_a_name_of_that_kind_ends_with_2(
+    sfrik, tmp_path, name, words
+):
+    assert_refused(
+        sfrik("pretrain", "--config", QUICKSTART, f"--workdir=runs/{name}"),
+        2,
+        words,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "..", "", "new\nline", "x" * 300, "x;y", "-x", "$x"]
+)
+def test_x6_a_name_is_one_plain_word(name):
+    with pytest.raises(ConfigError) as caught:
+        checked_name(name, "--name")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    assert checked_name("Ünder_score-1.5 (two)", "--name")
+
+
+def test_x6_a_name_of_figures_that_is_a_path_ends_with_2(sfrik, tmp_path):
+    config = f"{ROOT}/configs/quickstart_eval.py:knn"
+    words = ("knn", "--config", config, "--weights", "x.pth", "--name", "../../x")
+    assert_refused(sfrik(*words), 2, "--name '../../x' is no plain file", tmp_path)
+
+
+def test_x6_what_is_there_keeps_its_name(tmp_path):
+    place = tmp_path / "it's & there"
+    place.mkdir()
+    assert checked_output(str(place / "new"), "--workdir") == place / "new"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +139,7 @@ def test_a_wrong_setting_is_found_before_jax_is_loaded(sfrik, tmp_path):
         ),
     ],
 )
-def test_a_wrong_command_line_ends_with_2(sfrik, tmp_path, words, message):
+def test_f1_a_wrong_command_line_ends_with_2(sfrik, tmp_path, words, message):
     assert_refused(sfrik(*words), 2, message, tmp_path)
 
 
@@ -99,15 +152,19 @@ def pictures(tmp_path):
     return ("--config.data.source=folder", f"--config.data.path={folder}")
 
 
-def test_a_batch_above_the_data_set_ends_with_2(sfrik, tmp_path, pictures):
+def test_f1_a_batch_above_the_data_set_ends_with_2(sfrik, tmp_path, pictures):
     result = sfrik(*PRETRAIN, *pictures)
     assert_refused(result, 2, "more than the 40 images", tmp_path)
 
 
-def test_a_batch_that_the_devices_cannot_share_ends_with_2(sfrik, tmp_path, pictures):
+def test_f1_a_batch_that_the_devices_cannot_share_ends_with_2(
+    sfrik, tmp_path, pictures
+):
+    before = cpu_seconds()
     result = sfrik(*PRETRAIN, *pictures, "--config.data.batch_size=30")
     words = "leaves 6 images over on 8 devices; use 24 or 32, or set mesh.data to"
     assert_refused(result, 2, words, tmp_path)
+    assert cpu_seconds() - before < 3
 
 
 def test_an_accelerator_that_is_not_there_ends_with_2(sfrik, tmp_path, monkeypatch):
@@ -141,6 +198,8 @@ def test_a_missing_directory_ends_with_66(sfrik, tmp_path, words):
     "command",
     [
         ("pretrain",),
+        ("replay",),
+        ("sweep",),
         ("config", "show"),
         ("config", "diff"),
         ("data", "prepare"),

@@ -375,8 +375,8 @@ def test_d1_a_run_that_the_disk_cannot_hold_does_not_begin(small_disk):
 
 
 @pytest.mark.parametrize("point", ["before_save", "in_save"])
-def test_d1_one_refusal_is_got_over(tmp_path, armed, point, caplog):
-    armed(f"{point}:20=enospc:1")
+def test_d1_one_refusal_is_got_over(tmp_path, arm, point, caplog):
+    arm(f"{point}:20=enospc:1")
     with opened(tmp_path / "c") as checkpoints:
         for step in (10, 20):
             checkpoints.save(step, state_of(step), wait=True)
@@ -384,15 +384,15 @@ def test_d1_one_refusal_is_got_over(tmp_path, armed, point, caplog):
     assert "trying once more" in caplog.text
 
 
-def test_d2_a_disk_that_fails_otherwise_is_73(tmp_path, armed):
-    armed("before_save=eio:9")
+def test_d2_a_disk_that_fails_otherwise_is_73(tmp_path, arm):
+    arm("before_save=eio:9")
     with pytest.raises(OutputError) as caught, opened(tmp_path / "c") as checkpoints:
         checkpoints.save(10, state_of(10), wait=True)
     assert caught.value.code == 73 and "Input/output error" in str(caught.value)
 
 
-def test_d3_rows_that_the_disk_refuses_come_later(tmp_path, armed, caplog):
-    armed("metrics=enospc:5")
+def test_d3_rows_that_the_disk_refuses_come_later(tmp_path, arm, caplog):
+    arm("metrics=enospc:5")
     with metrics.Writer(tmp_path) as writer:
         for step in range(1, 9):
             writer.write(step, 0.0, {"train/loss": step})
@@ -444,9 +444,9 @@ def test_k3_what_kills_left_in_the_middle_of_saves_is_removed(copied, caplog):
         assert f"removed {copied / str(step)}.orbax-checkpoint-tmp" in caplog.text
 
 
-def test_k4_a_kill_while_the_oldest_are_deleted_leaves_no_half(tmp_path, armed):
+def test_k4_a_kill_while_the_oldest_are_deleted_leaves_no_half(tmp_path, arm):
     """The name goes first; `raise` leaves the directory as a kill would."""
-    armed("delete:10=raise")
+    arm("delete:10=raise")
     with (
         pytest.raises(Exception, match="raise at delete"),
         opened(tmp_path, keep=2) as checkpoints,

@@ -17,9 +17,9 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "addresses checkpoint.digest checkpoint.store collectives commands "
     "config_ranges data data.jpeg data.progress device_checks errors jobs kernels "
-    "models.cpu_convolutions optim planning planning.hardware report.page settings "
-    "target version",
-    "checkpoint.description commands.parsing config_files data.builders.archives "
+    "models.cpu_convolutions optim planning planning.hardware redaction report.page "
+    "settings target version",
+    "checkpoint.description config_files data.builders.archives "
     "data.builders.records data.folders data.idx data.pipeline data.prepared "
     "data.records data.resize data.subset_setting data.views eval_settings "
     "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
@@ -40,18 +40,21 @@ LEVELS = [
     "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
     "feature_set.writer losses models processes report.accuracy report.evaluations "
     "weights.torch_files",
-    "config_keys data.bad_pictures data.builders data.checking data.opening "
-    "evaluators.logreg faults feature_set passes processes.rows report train_state "
-    "weights.names",
+    "commands.parsing config_keys data.bad_pictures data.builders data.checking "
+    "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
+    "report train_state weights.names",
     "checkpoint commands.reports config data.crops data.images fixed_order metrics "
-    "summary watchdog weights.card weights.export weights.files",
+    "number_faults resuming summary watchdog weights.card weights.export "
+    "weights.files",
     "commands.configuration commands.running data.loader image_set rundir step "
-    "weights",
-    "evaluation jobs.results run_log subject",
+    "sweeps weights",
+    "commands.sweeping evaluation jobs.results previews run_log subject warm_start",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
-    "commands.data commands.training jobs.answers jobs.supervised planning.counted",
-    "jobs.finetune jobs.gauges jobs.linear planning.plan processes.local",
+    "commands.data commands.training jobs.answers jobs.supervised planning.counted "
+    "replay",
+    "commands.replaying jobs.finetune jobs.gauges jobs.linear planning.plan "
+    "processes.local",
     "commands.planning jobs.stored",
     "jobs.runner",
     "jobs.follow",
@@ -76,7 +79,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
-    "commands planning",
+    "commands planning replay sweeps",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint.store",
     "PIL": "data evaluators.pictures",

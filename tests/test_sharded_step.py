@@ -13,7 +13,7 @@ from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.collectives import embeddings_split
 from sfrik_jax.data import views as view_recipes
 from sfrik_jax.settings import LOSS_DEFAULTS
-from sfrik_jax.step import make_loss, make_train_step
+from sfrik_jax.step import make_learner, make_loss, make_train_step
 
 SIZE, BATCH, STEPS = 16, 16, 5
 # data, model, mesh.projector
@@ -29,7 +29,15 @@ RECIPE = view_recipes.build(SIZE, recipe="small")
 class Run:
     """Steps of a tiny network on one batch of noise."""
 
-    def __init__(self, data=1, model=1, columns=None, dtype="float64", **settings):
+    def __init__(
+        self,
+        data=1,
+        model=1,
+        columns=None,
+        dtype="float64",
+        skip_nonfinite=False,
+        **settings,
+    ):
         self.mesh, self.columns = mesh_lib.make_mesh(data, model), columns
         self.model = models.build(
             backbone="resnet14",
@@ -44,20 +52,24 @@ class Run:
         )
         self.optimizer = optim.lars(self.schedule, weight_decay=1e-2)
         self.state = mesh_lib.abstract(self.create, self.mesh, columns)
-        self.step = make_train_step(
+        self.learner = make_learner(
             self.model,
-            self.optimizer,
             self.mesh,
-            self.state,
             views=RECIPE,
-            schedule=self.schedule,
             method="sfrik",
             loss_settings=LOSS_DEFAULTS["sfrik"],
             seed=0,
-            log_every=1,
-            last_step=STEPS,
             columns=columns,
             **settings,
+        )
+        self.step = make_train_step(
+            self.learner,
+            self.optimizer,
+            self.state,
+            schedule=self.schedule,
+            log_every=1,
+            last_step=STEPS,
+            skip_nonfinite=skip_nonfinite,
         )
 
     def create(self):

@@ -12,6 +12,7 @@ from sfrik_jax.commands.parsing import (
     Groups,
     Parser,
     add_config_option,
+    checked_name,
     checked_output,
     command,
 )
@@ -94,9 +95,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the job of the command and prints its figures."""
     config = _config(args)
     workdir = _workdir(args, config)
-    name = args.name or args.job.replace("_", "-")
-    if not name or Path(name).name != name or not name.isprintable():
-        raise ConfigError(f"--name {name!r}: give a plain file name")
+    default = args.job.replace("_", "-")
+    name = checked_name(default if args.name is None else args.name, "--name")
     all_of_it = getattr(args, "every_checkpoint", False)
     if getattr(args, "no_wait", False) and not all_of_it:
         raise ConfigError("--no-wait: needs --every-checkpoint")

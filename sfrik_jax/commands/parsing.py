@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from sfrik_jax import addresses
+from sfrik_jax.config_checks import shown
 from sfrik_jax.errors import ConfigError, OutputError
 
 RUN = "python -m sfrik_jax"
 NAME_BYTES = 255  # the longest file name that common file systems take
+SHELL = frozenset("$`\"'\\;&|<>*?!")  # what means something to a shell
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,6 +72,23 @@ def count(text: str) -> int:
     return number
 
 
+def checked_name(name: str, option: str) -> str:
+    """`name`, if a file may be called so, and a shell takes it as one plain word.
+
+    Errors: ConfigError.
+    """
+    if name in ("", "..") or Path(name).name != name:
+        raise ConfigError(f"{option} {shown(name)} is no plain file name")
+    if not name.isprintable() or name[0] == "-" or set(name) & SHELL:
+        raise ConfigError(
+            f"{option} {shown(name)}: give a name without control characters, a - in "
+            f"front, and {' '.join(sorted(SHELL))}"
+        )
+    if len(os.fsencode(name)) > NAME_BYTES - len(".json"):
+        raise ConfigError(f"{option} {shown(name)} is too long for a file name")
+    return name
+
+
 def checked_output(path: str, option: str) -> Path:
     """`path`, if it can be created and written; nothing is created yet.
 
@@ -81,12 +100,19 @@ def checked_output(path: str, option: str) -> Path:
         raise ConfigError(problem)
     names = Path(path).parts
     if not path.strip() or not path.isprintable():
-        raise ConfigError(f"{option} {path!r}: give a name without control characters")
+        raise ConfigError(
+            f"{option} {shown(path)}: give a name without control characters"
+        )
     if any(len(os.fsencode(name)) > NAME_BYTES for name in names):
-        shown = f"{path[:40]}..."
-        raise ConfigError(f"{option} {shown}: a name is longer than {NAME_BYTES} bytes")
+        raise ConfigError(
+            f"{option} {shown(path)}: a name is longer than {NAME_BYTES} bytes"
+        )
     place = Path(path)
     nearest = next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
+    # What is there has the name that it has.
+    for name in place.absolute().relative_to(nearest.absolute()).parts:
+        if name not in ("..", "."):
+            checked_name(name, f"{option} {path}:")
     if not nearest.exists():
         raise OutputError(f"{option} {path}: {nearest} is a link to nowhere")
     if nearest != place and not nearest.is_dir():

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sfrik_jax import config as configs
+from sfrik_jax import resuming
 from sfrik_jax.commands import running
 from sfrik_jax.commands.parsing import (
     Groups,
@@ -31,12 +32,21 @@ def add(groups: Groups) -> None:
         help="run directory, made if missing (default: runs/ and the name of the "
         "configuration file; of a config.json, its directory)",
     )
+    parser.add_argument(
+        "--allow-config-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="go on although this setting, or section, is another than that of the "
+        "run; may be repeated",
+    )
 
 
 def pretrain(args: argparse.Namespace) -> int:
     """Trains in the run directory, or goes on with what it holds."""
     config = configs.load_for("pretrain", args.config, args.overrides)
     configs.validate(config)
+    allowed = resuming.checked(args.allow_config_change, configs.flatten(config))
     place = args.workdir or default_workdir(args.config)
     with running.job(config.processes, Path(place)):
         workdir = checked_workdir(place)
@@ -44,7 +54,7 @@ def pretrain(args: argparse.Namespace) -> int:
         configs.validate_here(config)
         from sfrik_jax import pretrain as trainer
 
-        return trainer.pretrain(config, workdir)
+        return trainer.pretrain(config, workdir, allowed)
 
 
 def checked_workdir(path: str) -> Path:

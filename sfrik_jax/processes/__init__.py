@@ -26,11 +26,8 @@ import hashlib
 import json
 import logging
 import re
-<<<<<<< HEAD
-import threading
-=======
 import sys
->>>>>>> fil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar

@@ -28,7 +28,7 @@ for folder in (TESTS, TESTS.parent):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from faults.damaged_files import KINDS  # noqa: E402
+from faults.damaged_files import KINDS
 
 SILENT = 120.0  # seconds without a word of the reader: it hangs
 # MiB that reading one file may take. A file of 50 kB may rightly hold a picture of 50

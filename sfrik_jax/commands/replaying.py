@@ -1,0 +1,62 @@
+"""The command `replay`."""
+
+import argparse
+from pathlib import Path
+
+from sfrik_jax import config as configs
+from sfrik_jax import processes, resuming
+from sfrik_jax.commands.parsing import Groups, checked_output, command, count
+from sfrik_jax.errors import MismatchError, MissingInputError, OutputError
+from sfrik_jax.interrupts import Stop
+
+
+def add(groups: Groups) -> None:
+    """Adds `replay`."""
+    parser = command(
+        groups,
+        "replay",
+        "take a step again whose loss or gradient was not finite, and tell what is not",
+        "--workdir runs/quickstart --step 120",
+        replay,
+    )
+    parser.set_defaults(config=None)  # settings of the machine may be others
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory")
+    parser.add_argument(
+        "--step",
+        type=count,
+        metavar="K",
+        help="one with a nonfinite_K.json in the run directory (default: the last)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where views.png and report.json go (default: replay_K in the run "
+        "directory); nothing else is written",
+    )
+
+
+def replay(args: argparse.Namespace) -> int:
+    """Takes the step again and prints what in it is not finite."""
+    workdir = Path(args.workdir)
+    if not (workdir / "config.json").is_file():
+        raise MissingInputError(f"--workdir {workdir} is no run: it has no config.json")
+    config = configs.load_for("pretrain", workdir, args.overrides)
+    changes = resuming.conflicts(configs.diff(configs.load(workdir), config))
+    if changes:
+        keys = ", ".join(key for key, *_ in changes)
+        raise MismatchError(f"{keys}: the step of {workdir} would be another one")
+    configs.validate(config)
+    with Stop() as stop, processes.joined(**config.processes, stop=stop):
+        configs.validate_here(config)
+        from sfrik_jax import replay as replaying
+
+        step = args.step
+        if step is None:
+            step = replaying.listed_steps(workdir)[-1]
+        out = checked_output(args.out or str(workdir / f"replay_{step}"), "--out")
+        if out.exists() and not out.is_dir():
+            raise OutputError(f"--out {out} is a file; name a directory")
+        lines = replaying.replay(config, workdir, step, out)
+        if processes.first():
+            print("\n".join([*lines, f"written: {out}/views.png, {out}/report.json"]))
+    return 0

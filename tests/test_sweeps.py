@@ -1,0 +1,206 @@
+"""F3: many runs; one that fails leaves the others alone, and is tried again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_many_processes import environment
+from test_pretrain import ROOT, SMALL
+
+from sfrik_jax import config as configs
+from sfrik_jax import sweeps
+from sfrik_jax.__main__ import main
+from sfrik_jax.errors import ConfigError, OutputError, Preempted
+
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+GRIDS = ["loss.weights=(1,),(1,40)", "model.embed_dim=64,128,256"]
+NAMES = [f"weights-{w}_embed_dim-{q}" for w in ("1", "1-40") for q in (64, 128, 256)]
+
+# In place of a training: notes that it ran, and ends as DIR/../codes.json has it.
+STAND_IN = """
+import json, pathlib, signal, sys, time
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+from sfrik_jax import config as configs
+words = sys.argv[1:]
+run = pathlib.Path(words[words.index("--workdir") + 1])
+spec = words[words.index("--config") + 1]
+texts = [w.removeprefix("--config.") for w in words if w.startswith("--config.")]
+with (run.parent / "ran.txt").open("a") as file:
+    file.write(run.name + "\\n")
+print("ran", run.name)
+code = json.loads((run.parent / "codes.json").read_text()).get(run.name, 0)
+while code == "waits":
+    time.sleep(0.05)
+    code = 75 if stopped else code
+if code == 0:
+    (run / "config.json").write_text(configs.to_json(configs.load(spec, texts)))
+    (run / "summary.json").write_text("{}")
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The directory of a sweep, with the stand-in beside it."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+def plan(grids=GRIDS, common=()) -> sweeps.Sweep:
+    points = sweeps.product(map(sweeps.parse_grid, grids))
+    return sweeps.Sweep(QUICKSTART, list(common), sweeps.named(points))
+
+
+def carry_out(place: Path, codes: dict, **settings) -> dict[str, str]:
+    (place / "codes.json").write_text(json.dumps(codes))
+    program = [sys.executable, str(place.parent / "stand_in.py")]
+    said: list[str] = []
+    settings = {"jobs": 3, "say": said.append} | settings
+    return sweeps.carry_out(plan(), place, program=program, **settings)
+
+
+def ran(place: Path) -> list[str]:
+    """The runs that were started since this was asked last."""
+    path = place / "ran.txt"
+    names = path.read_text().split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("optim.base_lr=1,2", ["1", "2"]),
+        ("loss.weights=(1,), (1,40)", ["(1,)", "(1,40)"]),
+        ("data.train_split=train[:64],train[64:]", ["train[:64]", "train[64:]"]),
+        ("data.name='a,b','c'", ["'a,b'", "'c'"]),
+    ],
+)
+def test_values_are_parted_by_commas_outside_of_brackets(text, values):
+    assert sweeps.parse_grid(text) == (text.partition("=")[0], values)
+
+
+@pytest.mark.parametrize("text", ["seed", "seed=", "seed=1,", "seed=1,1", "seed=,"])
+def test_a_grid_that_means_nothing_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--grid seed"):
+        sweeps.parse_grid(text)
+
+
+def test_a_run_is_called_after_what_it_sets():
+    assert [run.name for run in plan().runs] == NAMES
+    assert plan().runs[1].overrides == {
+        "loss.weights": "(1,)",
+        "model.embed_dim": "128",
+    }
+    # Settings of one last word have their whole names; names are plain and differ.
+    [run] = plan(["data.image_size=32", "eval.image_size=48"]).runs
+    assert run.name == "data.image_size-32_eval.image_size-48"
+    split = plan(["data.train_split=train[:8],train[8:],/../$x"]).runs
+    names = [run.name for run in split]
+    assert len(set(names)) == 3
+    assert names[2] == "train_split-..-x"
+    assert all(name.startswith("train_split-train-8_") for name in names[:2])
+    [long] = plan([f"data.path={'x' * 300}"]).runs
+    assert len(long.name) < 120
+    with pytest.raises(ConfigError, match="seed is there twice"):
+        plan(["seed=1", "seed=2"])
+
+
+def test_f3_one_of_six_fails_and_is_tried_again_alone(place, capsys):
+    states = carry_out(place, {NAMES[2]: 70})
+    assert states == {name: "done" for name in NAMES} | {NAMES[2]: "failed (code 70)"}
+    assert ran(place) == sorted(NAMES)
+    assert (place / NAMES[2] / "log.txt").read_text() == f"ran {NAMES[2]}\n"
+    stored = json.loads((place / "sweep.json").read_text())
+    assert {run["name"]: run["state"] for run in stored["runs"]} == states
+    assert stored["runs"][0]["overrides"]["loss.weights"] == "(1,)"
+    assert set(carry_out(place, {}).values()) == {"done"}
+    assert ran(place) == [NAMES[2]]
+    # Of other settings none is done.
+    (place / NAMES[0] / "config.json").write_text(configs.to_json(configs.default()))
+    carry_out(place, {})
+    assert ran(place) == [NAMES[0]]
+
+
+def test_f3_a_wrong_setting_of_one_run_starts_none(place, capsys):
+    words = ["sweep", "--config", QUICKSTART, "--workdir", str(place / "new")]
+    assert main([*words, "--grid", "seed=1,2", "--grid", "model.width=8,0"]) == 2
+    said = capsys.readouterr().err
+    assert "run seed-1_width-0: model.width=0: it must be at least 1" in said
+    assert main([*words, "--grid", "sed=1,2"]) == 2
+    assert "did you mean seed?" in capsys.readouterr().err
+    assert main([*words, "--grid", "seed=1", "--jobs", "0"]) == 2
+    assert not (place / "new").exists()
+
+
+def test_f3_a_directory_has_one_sweep(place):
+    refused = pytest.raises(OutputError, match=f"pid {os.getpid()}")
+    with sweeps.Lock(place / "lock", "it", "wait"), refused:
+        carry_out(place, {})
+    assert ran(place) == []
+
+
+def test_f3_a_signal_is_handed_on_and_the_rest_waits(place):
+    """To two of the six at a time; the next call does what is left."""
+    codes = dict.fromkeys(NAMES[1:], "waits")
+    said: list[str] = []
+
+    def signal_when_two_run() -> None:
+        path = place / "ran.txt"
+        while not path.exists() or len(path.read_text().split()) < 3:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signal_when_two_run, daemon=True).start()
+    with pytest.raises(Preempted, match="the same command goes on"):
+        carry_out(place, codes, jobs=2, say=said.append)
+    stored = json.loads((place / "sweep.json").read_text())
+    assert [run["state"] for run in stored["runs"]] == (
+        ["done", "stopped", "stopped", "waiting", "waiting", "waiting"]
+    )
+    assert said[0] == f"sweep: {NAMES[0]} running (0 of 6 done)"
+    ran(place)
+    assert set(carry_out(place, {}, jobs=6).values()) == {"done"}
+    assert ran(place) == sorted(NAMES[1:])
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [(0, "done"), (75, "stopped"), (78, "failed (code 78)"), (-9, "failed (SIGKILL)")],
+)
+def test_f3_the_state_tells_how_a_run_ended(code, state):
+    assert sweeps.state_of(code) == state
+
+
+@pytest.mark.slow
+def test_f3_six_trainings_of_which_one_diverges(tmp_path, data_dir):
+    place = tmp_path / "sweep"
+    common = [*SMALL, f"data.path={data_dir}", "optim.name=sgd", "eval.probe_epochs=1"]
+    common += ["optim.epochs=2", "mesh.data=1"]
+    words = ["sweep", "--config", QUICKSTART, "--workdir", str(place), "--jobs=2"]
+    words += ["--grid", "optim.base_lr=0.001,0.002,1e30", "--grid", "seed=0,1"]
+    words += [f"--config.{text}" for text in common]
+    command = [sys.executable, "-m", "sfrik_jax", *words]
+    settings = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True}
+    first = subprocess.run(command, check=False, **settings)
+    assert first.returncode == 1, first
+    [line] = first.stderr.splitlines()
+    assert line.startswith("error: 2 of 6 runs: base_lr-1e30_seed-0 failed (code 70); ")
+    done = sorted(place.glob("*/summary.json"))
+    assert len(done) == 4
+    times = [path.stat().st_mtime_ns for path in done]
+    again = subprocess.run(command, check=False, **settings)
+    assert again.returncode == 1
+    assert "sweep: base_lr-0.001_seed-0 done" in again.stdout
+    assert "base_lr-0.001_seed-0 running" not in again.stdout
+    assert again.stdout.count("base_lr-1e30_seed-0 running") == 1
+    assert [path.stat().st_mtime_ns for path in done] == times
