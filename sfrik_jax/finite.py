@@ -68,13 +68,13 @@ def refuse_to_store(step: int, tree: Any) -> None:
         )
 
 
-def _mesh(tree: Any) -> jax.sharding.Mesh | None:
+def _mesh(tree: Any) -> jax.sharding.Mesh | jax.sharding.AbstractMesh | None:
     places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
     return next((p.mesh for p in places if isinstance(p, NamedSharding)), None)
 
 
 @functools.cache
-def _leaves_on(mesh: jax.sharding.Mesh | None):
+def _leaves_on(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None):
     """Answers whole on each device: a process sees its own devices alone."""
     whole = None if mesh is None else NamedSharding(mesh, P())
     return jax.jit(leaf_magnitudes, out_shardings=whole)
