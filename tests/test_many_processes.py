@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,32 @@ def test_m1_two_processes_do_as_one_and_a_signal_to_one_stops_both(
     # One process goes on with the run of two, and finds nothing to do.
     assert main(command(run, [*settings, "mesh.data=4"])) == 0
     assert len(json.loads((run / "run.json").read_text())["sessions"]) == 2
+
+
+def test_m4_a_job_whose_processes_do_not_meet(settings, tmp_path):
+    """One that waits for another in vain, and one whose port is taken."""
+    run = tmp_path / "run"
+    words = command(run, [*settings, "processes.join_seconds=1"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = {"missing": local.free_port(), "taken": server.getsockname()[1]}
+        started = {
+            name: subprocess.Popen(
+                [sys.executable, "-m", "sfrik_jax", *words],
+                cwd=ROOT,
+                env=environment() | local.environment(0, 2, 1, port),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name, port in ports.items()
+        }
+        said = {name: each.communicate(timeout=60)[1] for name, each in started.items()}
+    missing, taken = (f"127.0.0.1:{port}" for port in ports.values())
+    assert started["missing"].returncode == 76, said
+    assert f"process 1 of 2 did not come to {missing} within 1 s" in said["missing"]
+    assert started["taken"].returncode == 2, said
+    assert f"port {taken} is taken by another program" in said["taken"]
+    assert all(text.count("\n") == 1 for text in said.values())
+    assert not run.exists()
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,7 @@ case $1 in SIG*) kill -s ${1#SIG} $$ ;; *) exit $1 ;; esac
 """
 SCONTROL = """
 for word in "$@"; do echo "$word" >>"$SAID.scontrol"; done
+echo "$RUN"/checkpoints/* >"$SAID.stored"
 exit $SCONTROL
 """
 SYSTEM = ("bash", "dirname", "mkdir", "rm", "seq")
@@ -207,10 +208,12 @@ IN_ARRAY = {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "2"}
 
 @pytest.mark.parametrize("codes", ["75 75", "76 SIGABRT", "SIGKILL SIGABRT"])
 def test_t4_a_stopped_job_is_requeued_once(batch, codes):
-    result = batch(codes)
+    result = batch(codes, STEP="7")
     assert result.returncode == 75, result.stderr
     assert batch.requeued() == ["requeue", "41"]
+    # After all tasks have ended, and the checkpoint is there.
     assert len(batch.tasks()) == 2
+    assert batch.said("said.stored").read_text() == f"{batch.run}/checkpoints/7\n"
 
 
 def test_t4_an_element_of_an_array_is_requeued_alone(batch):
