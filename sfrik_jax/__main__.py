@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sfrik_jax import redaction
 from sfrik_jax.commands import (
+    checkup,
     configuration,
     data,
     evaluation,
@@ -101,6 +102,7 @@ def build_parser() -> Parser:
         data,
         planning,
         reports,
+        checkup,
     ):
         module.add(groups)
     return parser

@@ -48,11 +48,12 @@ LEVELS = [
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised planning.counted",
-    "jobs.finetune jobs.gauges jobs.linear planning.plan processes.local",
-    "commands.planning jobs.stored",
-    "jobs.runner",
-    "jobs.follow",
-    "commands.evaluation",
+    "doctor.findings jobs.finetune jobs.gauges jobs.linear planning.plan "
+    "processes.local",
+    "commands.planning doctor.devices doctor.installed doctor.places jobs.stored",
+    "doctor.trials jobs.runner",
+    "doctor jobs.follow",
+    "commands.checkup commands.evaluation",
     "__main__",
     PACKAGE,
 ]
@@ -73,7 +74,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
-    "commands planning",
+    "commands doctor planning",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint",
     "PIL": "data evaluators.pictures",
