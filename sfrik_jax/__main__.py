@@ -98,6 +98,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def build_parser() -> "Parser":
     """All commands with their arguments; each help ends with an example."""
     from sfrik_jax.commands import (
+        checkup,
         configuration,
         data,
         evaluation,
@@ -128,6 +129,7 @@ def build_parser() -> "Parser":
         data,
         planning,
         reports,
+        checkup,
     ):
         module.add(groups)
     return parser

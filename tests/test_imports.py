@@ -53,12 +53,12 @@ LEVELS = [
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised planning.counted "
     "replay",
-    "commands.replaying jobs.finetune jobs.gauges jobs.linear planning.plan "
-    "processes.local",
-    "commands.planning jobs.stored",
-    "jobs.runner",
-    "jobs.follow",
-    "commands.evaluation",
+    "commands.replaying doctor.findings jobs.finetune jobs.gauges jobs.linear "
+    "planning.plan processes.local",
+    "commands.planning doctor.devices doctor.installed doctor.places jobs.stored",
+    "doctor.trials jobs.runner",
+    "doctor jobs.follow",
+    "commands.checkup commands.evaluation",
     "__main__",
     PACKAGE,
 ]
