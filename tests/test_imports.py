@@ -79,7 +79,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
-    "commands planning replay sweeps",
+    "commands doctor planning replay sweeps",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint.store",
     "PIL": "data evaluators.pictures",
