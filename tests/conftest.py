@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from pathlib import Path
 
 # The tests compile much and compute little: without LLVM's expensive passes a training
@@ -22,7 +23,17 @@ CACHE = Path(os.environ.get("SFRIK_TEST_CACHE", Path(__file__).parents[1] / ".ca
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+# The ids of docs/reliability.md that a test is named after: test_k2_d1_what_happens.
+FAULT_NAME = re.compile(r"test_((?:[a-z]\d_)+)")
+
 REFERENCE = Path(os.environ.get("SFRIK_REFERENCE", Path(__file__).parent / "reference"))
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of faults, to be run alone: -m "fault and slow"."""
+    for item in items:
+        if FAULT_NAME.match(item.name):
+            item.add_marker(pytest.mark.fault)
 
 
 @pytest.fixture
