@@ -185,13 +185,13 @@ def _seconds(spent: Sequence[Spent], clock: str) -> Record:
         "clock": clock,
         "rounds": len(each),
         "round_seconds": each,
-        "spread": _spread(each),
+        "spread": spread(each),
         "median_wall_seconds": wall,
         "median_cpu_seconds": cpu,
     }
 
 
-def _spread(values: Sequence[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     """The distance of the quartiles over the median; 0 of a single value."""
     if len(values) < 2:
         return 0.0
