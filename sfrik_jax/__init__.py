@@ -14,4 +14,6 @@ Import the modules by name; nothing is loaded before it is used.
     sfrik_jax.report       one page for one run
 """
 
-__version__ = "0.1.0"
+from sfrik_jax.version import VERSION as __version__
+
+__all__ = ["__version__"]

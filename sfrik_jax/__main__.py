@@ -3,26 +3,26 @@
 Settings are overridden by dotted options, `--config.data.batch_size=64`. An error that
 the user can mend is one line on stderr and a code of `errors.py`; a wrong command
 line or configuration ends with 2 before anything compiles.
+
+A job (`pretrain` and the evaluations) ends with 75 at SIGTERM, SIGINT and SIGUSR1, from
+its first line on: what it has done is kept, and the same command goes on. The other
+commands are short or cannot go on: Ctrl-C ends them with 130, the rest as the system
+has it. So nothing is imported up here that takes long.
 """
 
+import contextlib
 import faulthandler
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sfrik_jax.commands import (
-    configuration,
-    data,
-    evaluation,
-    planning,
-    replaying,
-    reports,
-    sweeping,
-    training,
-    weights,
-)
-from sfrik_jax.commands.parsing import RUN, Parser
+from sfrik_jax import interrupts, redaction
 from sfrik_jax.errors import ConfigError, SfrikError
+from sfrik_jax.settings import CHOICES
+
+if TYPE_CHECKING:
+    from sfrik_jax.commands.parsing import Parser
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -33,12 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
+    words = sys.argv[1:] if argv is None else argv
+    redaction.install()
     try:
-        code = run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return code
+        with heard(words, to_the_end=argv is None):
+            code = run(words)
+            sys.stdout.flush()
+            return code
     except SfrikError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        line = redaction.redact(" ".join(str(error).splitlines()))
+        print(f"error: {line}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -47,6 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more at its end: give it a place.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def heard(
+    words: Sequence[str], *, to_the_end: bool
+) -> contextlib.AbstractContextManager[None]:
+    """Hears the signals for the commands that are jobs (see `interrupts.heard`)."""
+    if words and words[0].replace("-", "_") in CHOICES["job"]:
+        return interrupts.heard(to_the_end=to_the_end)
+    return contextlib.nullcontext()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -82,8 +95,22 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, overrides
 
 
-def build_parser() -> Parser:
+def build_parser() -> "Parser":
     """All commands with their arguments; each help ends with an example."""
+    from sfrik_jax.commands import (
+        checkup,
+        configuration,
+        data,
+        evaluation,
+        planning,
+        replaying,
+        reports,
+        sweeping,
+        training,
+        weights,
+    )
+    from sfrik_jax.commands.parsing import RUN, Parser
+
     parser = Parser(
         prog="sfrik",
         description="Self-supervised pretraining with rotation-invariant kernels.",
@@ -102,6 +129,7 @@ def build_parser() -> Parser:
         data,
         planning,
         reports,
+        checkup,
     ):
         module.add(groups)
     return parser

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sfrik_jax import addresses, eval_checks
+from sfrik_jax import addresses, eval_checks, redaction
 from sfrik_jax.config_ranges import EVAL_RANGES, RANGES, Range
 from sfrik_jax.data import subset_setting
 from sfrik_jax.settings import CHOICES, MULTI_CROP, PATCH_SHIFT
@@ -60,6 +60,17 @@ def number_problems(key: str, value: Any, ranges: Mapping[str, Range]) -> Iterat
         accepts, words = ranges[key]
         if not all(accepts(n) for n in numbers):
             yield f"{key}={shown(value)}: {each} must be {words}"
+
+
+def check_secrets(at: Settings) -> str | None:
+    """Settings are stored with the run and printed: none holds a password or token."""
+    for key, value in at.items():
+        if isinstance(value, str) and redaction.holds_secret(value):
+            return (
+                f"{key} holds a password or a token, which would be stored with the "
+                "run; name a place that needs none, such as a mounted directory"
+            )
+    return None
 
 
 def check_source(at: Settings) -> str | None:
@@ -216,7 +227,12 @@ def check_fixed_order(at: Settings) -> str | None:
 
 
 # Of every job, then those of a run and of an evaluation.
-COMMON_RULES: tuple[Rule, ...] = (check_source, subset_setting.check_form, check_mesh)
+COMMON_RULES: tuple[Rule, ...] = (
+    check_secrets,
+    check_source,
+    subset_setting.check_form,
+    check_mesh,
+)
 RUN_RULES: tuple[Rule, ...] = (
     subset_setting.check_overlap,
     check_picture_size,

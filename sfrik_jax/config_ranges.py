@@ -93,6 +93,8 @@ RANGES: dict[str, Range] = {
     "step.max_skipped": at_least(1),
     "processes.join_seconds": at_least(1),
     "processes.heartbeat_seconds": at_least(1),
+    "processes.hang_seconds": at_least(-1),
+    "processes.grace_seconds": at_least(1),
     "checkpoint.every_steps": at_least(1),
     "checkpoint.keep": at_least(2),
     "checkpoint.milestone_epochs": at_least(0),

@@ -103,6 +103,12 @@ class LostPeerError(SfrikError):
     code = 76
 
 
+class HangError(SfrikError):
+    """Nothing moves any longer; the job can go on again."""
+
+    code = 76
+
+
 class ToldError(SfrikError):
     """What ended another process of this job ends this one with the same code."""
 

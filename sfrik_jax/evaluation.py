@@ -151,6 +151,7 @@ class Evaluation:
             self._bad.share()
         for images_of in filter(None, (self._train, self._test)):
             images_of.settle()
+        check("before its summary")
         if processes.first():
             self._draw_neighbours(run, variables)
             self._write_summary(run, summary, int(state.step), seconds)

@@ -40,6 +40,7 @@ POINTS = (
     "in_save",
     "after_commit",
     "delete",
+    "metrics",
     "eval",
 )
 # Of a traced program.

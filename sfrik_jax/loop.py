@@ -12,15 +12,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from sfrik_jax import faults, metrics, processes
+from sfrik_jax import metrics, processes, watchdog
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data.loader import Batch, TrainLoader
 from sfrik_jax.errors import Preempted, WorkerError
 from sfrik_jax.interrupts import Stop
-from sfrik_jax.run_log import RunLog
+from sfrik_jax.run_log import IN_FLIGHT, RunLog
 from sfrik_jax.rundir import RunDirectory
 
 State = TypeVar("State", bound=Any)
+
+# Steps of a session until one is known to have ended in all processes: what follows
+# compiles no more.
+SETTLING = IN_FLIGHT + 2
 
 
 class Plan(NamedTuple):
@@ -101,27 +105,31 @@ def run_steps(
             max_skipped=plan.max_skipped,
         )
         if _due(first, plan.evaluate_every) and not evaluated:
+            watchdog.at("eval", first)
             log.evaluated(first, plan.evaluate(state), plan.evaluated_as)
         for step in range(first + 1, total + 1):
             trace.before(step)
-            waited = time.monotonic()
-            faults.at("data_read", step)
+            waited, settled = time.monotonic(), step > first + SETTLING
+            watchdog.at("data_read", step, settled=settled)
             batch = next_batch(batches, stop)
             waited = time.monotonic() - waited
-            faults.at("step", step)
+            watchdog.at("step", step, settled=settled)
             state, scalars = plan.step(state, batch)
             log.add(step, scalars, waited)
             stopping = stop.reached(step)
             last = step == total or stopping
-            if last or _due(step, plan.save_every) or _due(step, plan.milestone_every):
+            due = _due(step, plan.save_every) or _due(step, plan.milestone_every)
+            if last or due or checkpoints.failed():
                 log.drain()
+                watchdog.at("save", step)
+                run.refuse_removed()
                 loader.bad.share()
                 plan.check(step, state)
                 checkpoints.save(step, state, wait=last)
             # After the save: an evaluation can outlast the time before a kill.
             if _due(step, plan.evaluate_every) and not stopping:
                 log.drain()
-                faults.at("eval", step)
+                watchdog.at("eval", step)
                 log.evaluated(step, plan.evaluate(state), plan.evaluated_as)
             if stopping and step < total:
                 log.stopped(step)
@@ -130,6 +138,7 @@ def run_steps(
                     "go on",
                     of_all=True,
                 )
+        watchdog.at("end", total)
         return state, log.seconds()
 
 
@@ -189,10 +198,12 @@ class Trace:
         if step not in self._steps:
             self._stop()
         elif not self._active:
+            watchdog.at("profile", step)
             jax.profiler.start_trace(self._path)
             self._active = True
 
     def _stop(self) -> None:
         if self._active:
+            watchdog.at("profile", self._steps.stop)
             jax.profiler.stop_trace()
             self._active = False

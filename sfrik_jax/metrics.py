@@ -1,13 +1,16 @@
 """Metrics of a run: files, gauges of collapse, and the progress display."""
 
+import contextlib
 import csv
+import errno
 import importlib.util
 import json
+import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from sfrik_jax import faults, files
+
+log = logging.getLogger("sfrik")
 
 
 def gauges(z: jax.Array) -> dict[str, jax.Array]:
@@ -54,6 +61,8 @@ class Writer:
     """Appends rows to metrics.jsonl; writes metrics.csv when closed.
 
     TensorBoard events go to `tensorboard/` where the package tensorboardX is installed.
+    A disk that refuses rows is no reason to end a run: it is warned of once, and they
+    are kept and written as soon as the disk takes them.
 
     Args:
       workdir: the run directory.
@@ -63,10 +72,12 @@ class Writer:
     def __init__(self, workdir: Path, *, last_step: int = 0) -> None:
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(workdir) if row["step"] <= last_step]
-        temporary = self._path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self._path)
-        self._file = self._path.open("a")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        files.write_whole(self._path, text.encode())
+        self._file = self._path.open("ab", buffering=0)
+        # What the file holds in whole rows, and the rows that it does not hold yet.
+        self._written, self._rows = len(text.encode()), b""
+        self._refused = False
         self._events = None
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter  # pyright: ignore
@@ -80,10 +91,15 @@ class Writer:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        write_csv(self._path.parent)
-        if self._events is not None:
-            self._events.close()
+        self.flush()
+        if self._rows:
+            lost = self._rows.count(b"\n")
+            log.warning("%d rows of %s could not be written", lost, self._path)
+        with self._tolerated():
+            self._file.close()
+            write_csv(self._path.parent)
+            if self._events is not None:
+                self._events.close()
 
     def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Appends one row; values that are not finite become null."""
@@ -92,12 +108,39 @@ class Writer:
             row[name] = float(value) if math.isfinite(value) else None
             if self._events is not None and row[name] is not None:
                 self._events.add_scalar(name, row[name], step)
-        self._file.write(json.dumps(row) + "\n")
+        self._rows += (json.dumps(row) + "\n").encode()
+        self._append()
 
     def flush(self) -> None:
         """Hands the rows to the disk, so that a checkpoint never outlives them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._append()
+        with self._tolerated():
+            os.fsync(self._file.fileno())
+
+    def _append(self) -> None:
+        """Writes the rows that wait. What is written of them in part goes again."""
+        with self._tolerated():
+            faults.at("metrics")
+            count = self._file.write(self._rows)
+            if count < len(self._rows):
+                os.ftruncate(self._file.fileno(), self._written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._written += count
+            self._rows = b""
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._refused:
+                log.warning(
+                    "%s cannot be written (%s); training goes on, and the rows are "
+                    "kept until it can",
+                    self._path,
+                    error.strerror,
+                )
+            self._refused = True
 
 
 class Unseen:

@@ -27,6 +27,7 @@ from sfrik_jax import (
     processes,
     resuming,
     train_state,
+    watchdog,
 )
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
@@ -75,6 +76,7 @@ def pretrain(config: ConfigDict, workdir: Path, allowed: Collection[str] = ()) -
     """
     with processes.shared_stop() as stop:
         agree_on_program(config)
+        stop.check("before its run directory was opened")
         with RunDirectory(workdir, config, allowed) as run:
             return _pretrain(config, run, stop)
 
@@ -95,6 +97,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
     evaluation = Evaluation(
         config, job.mesh, job.model.backbone, job.views[0], job.source, bad
     )
+    watchdog.at("resume")
     with _checkpoints(job, run.path) as checkpoints:
         state = checkpoints.restore(job.state)
         if state is None:
@@ -110,6 +113,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
             if processes.first():
                 print(f"{run.path} is done: step {done} of {done}")
             return 0
+        checkpoints.require_room(job.state, _milestones(job))
         _tell_changes(run, job, state)
         run.start(fingerprint, job.source.subset, step=done)
         bad.save = partial(run.write_json, bad_pictures.FILE)
@@ -118,6 +122,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
         drawn = run.path / VIEWS_PICTURE
         if not processes.from_first(drawn.exists):
             previews.draw(job.learner.network, job.loader, drawn, step=0)
+            stop.check(f"before step {done + 1}")
         plan = plan_of(job, evaluation)
         state, seconds = loop.run_steps(plan, state, job.loader, run, checkpoints, stop)
     stop.check(f"after step {job.plan.total_steps}, saved")
@@ -242,7 +247,7 @@ def plan_of(job: Job, evaluation: Evaluation) -> loop.Plan:
         evaluated_as="online",
         evaluate_every=config.eval.every_epochs * per_epoch,
         save_every=config.checkpoint.every_steps,
-        milestone_every=config.checkpoint.milestone_epochs * per_epoch,
+        milestone_every=_milestone_period(job),
         log_every=config.log.every_steps,
         trace=(config.profile.first_step, config.profile.last_step),
         seed=config.seed,
@@ -293,9 +298,18 @@ def _optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optim.Schedule
 
 
 def _checkpoints(job: Job, workdir: Path) -> Checkpoints:
-    period = job.config.checkpoint.milestone_epochs * job.plan.steps_per_epoch
     return Checkpoints(
         workdir / "checkpoints",
         keep=job.config.checkpoint.keep,
-        keep_period=period or None,
+        keep_period=_milestone_period(job) or None,
     )
+
+
+def _milestones(job: Job) -> int:
+    """Checkpoints that the run keeps for good."""
+    period = _milestone_period(job)
+    return job.plan.total_steps // period if period else 0
+
+
+def _milestone_period(job: Job) -> int:
+    return job.config.checkpoint.milestone_epochs * job.plan.steps_per_epoch

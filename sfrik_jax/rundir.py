@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from sfrik_jax import config as configs
 from sfrik_jax import files, processes, resuming
 from sfrik_jax.data.pipeline import num_threads
-from sfrik_jax.errors import MismatchError, OutputError
+from sfrik_jax.errors import MismatchError, OutputError, SfrikError
 from sfrik_jax.locks import Lock
+from sfrik_jax.redaction import redact
 
 # Seconds in which a network file system shows another host what was written.
 SHOWN = 10.0
@@ -83,6 +84,7 @@ class RunDirectory:
             raise
         except OSError as error:
             raise OutputError(f"--workdir {self.path}: {error.strerror}") from error
+        self._place = self._where()
         try:
             self._agree()
         except BaseException:
@@ -92,15 +94,40 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_) -> None:
         if self._lock is not None:
             self._lock.close()
+        # Whoever wrote there last was told by the system in words of its own.
+        if isinstance(error, Exception) and not isinstance(error, SfrikError):
+            self.refuse_removed(error)
+
+    def refuse_removed(self, error: Exception | None = None) -> None:
+        """Asked before something is saved, which would make the directory anew.
+
+        Raises:
+          OutputError: the directory was deleted or its disk is gone. From `error`.
+        """
+        if self._lock is None or self._where() == self._place:
+            return
+        raise OutputError(
+            f"--workdir {self.path} was removed while the run wrote there, or its disk "
+            "is gone; bring it back and run the same command again to go on"
+        ) from error
+
+    def _where(self) -> tuple[int, int] | None:
+        """Disk and number of the directory; None where it cannot be seen."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all."""
         if not processes.first():
             return
-        write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
+        text = redact(json.dumps(value, indent=2))
+        write_whole(self.path / name, f"{text}\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the directory; empty when it is not there, or damaged."""
@@ -239,7 +266,7 @@ def about_this_process() -> dict[str, Any]:
     """Command, versions, source revision and devices."""
     return {
         "started": _now(),
-        "command": ["python -m sfrik_jax", *sys.argv[1:]],
+        "command": ["python -m sfrik_jax", *map(redact, sys.argv[1:])],
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},

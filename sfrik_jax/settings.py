@@ -148,6 +148,8 @@ DEFAULTS: dict[str, Any] = {
     "processes": {
         "join_seconds": 300,  # how long the first waits for the others
         "heartbeat_seconds": 30,  # after which a silent process counts as dead
+        "hang_seconds": -1,  # for a step; -1 = ten median ones, at least 60; 0 = any
+        "grace_seconds": 60,  # from a signal to the end, whether all is saved or not
     },
     "checkpoint": {
         "every_steps": 500,

@@ -15,23 +15,25 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "addresses collectives commands config_ranges data data.jpeg data.progress "
-    "device_checks errors jobs kernels metrics models.cpu_convolutions optim "
-    "planning planning.hardware report.page settings target",
-    "config_files data.builders.archives data.builders.records "
-    "data.folders data.idx data.pipeline data.prepared data.records data.resize "
-    "data.subset_setting data.views eval_settings evaluators.baselines "
-    "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
-    "feature_set.checks feature_set.layout files interrupts mesh mmd_forms "
-    "models.layers models.norm planning.programs processes.cluster processes.talk "
-    "report.run resample weights.exported weights.stored",
-    "augment covariance data.builders.base data.builders.registered data.decode "
-    "data.fashion_mini.make data.hashes data.photos data.sources data.subsets "
-    "eval_checks evaluators.descent evaluators.gauges evaluators.knn "
-    "evaluators.linear evaluators.scores evaluators.voc_svm feature_set.described "
-    "feature_set.shard feature_set.shard_file locks mmd models.projector "
-    "models.resnet planning.arithmetic planning.memory planning.received "
-    "planning.told processes.roll_call report.curves report.records report.verdict "
+    "addresses checkpoint.digest checkpoint.store collectives commands "
+    "config_ranges data data.jpeg data.progress device_checks errors jobs kernels "
+    "models.cpu_convolutions optim planning planning.hardware redaction report.page "
+    "settings target version",
+    "checkpoint.description config_files data.builders.archives "
+    "data.builders.records data.folders data.idx data.pipeline data.prepared "
+    "data.records data.resize data.subset_setting data.views eval_settings "
+    "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
+    "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
+    "mesh mmd_forms models.layers models.norm planning.programs processes.cluster "
+    "processes.talk report.run resample weights.exported weights.stored",
+    "augment checkpoint.manifest checkpoint.room covariance data.builders.base "
+    "data.builders.registered data.decode data.fashion_mini.make data.hashes "
+    "data.photos data.sources data.subsets eval_checks evaluators.descent "
+    "evaluators.gauges evaluators.knn evaluators.linear evaluators.scores "
+    "evaluators.voc_svm feature_set.described feature_set.shard "
+    "feature_set.shard_file locks mmd models.projector models.resnet "
+    "planning.arithmetic planning.memory planning.received planning.told "
+    "processes.roll_call report.curves report.records report.verdict "
     "weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
@@ -41,21 +43,22 @@ LEVELS = [
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
     "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
     "report train_state weights.names",
-    "checkpoint commands.reports config data.crops data.images fixed_order "
-    "number_faults resuming summary "
-    "weights.card weights.export weights.files",
-    "commands.configuration data.loader image_set rundir step sweeps weights",
+    "checkpoint commands.reports config data.crops data.images fixed_order metrics "
+    "number_faults resuming summary watchdog weights.card weights.export "
+    "weights.files",
+    "commands.configuration commands.running data.loader image_set rundir step "
+    "sweeps weights",
     "commands.sweeping evaluation jobs.results previews run_log subject warm_start",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",
     "commands.data commands.training jobs.answers jobs.supervised planning.counted "
     "replay",
-    "commands.replaying jobs.finetune jobs.gauges jobs.linear planning.plan "
-    "processes.local",
-    "commands.planning jobs.stored",
-    "jobs.runner",
-    "jobs.follow",
-    "commands.evaluation",
+    "commands.replaying doctor.findings jobs.finetune jobs.gauges jobs.linear "
+    "planning.plan processes.local",
+    "commands.planning doctor.devices doctor.installed doctor.places jobs.stored",
+    "doctor.trials jobs.runner",
+    "doctor jobs.follow",
+    "commands.checkup commands.evaluation",
     "__main__",
     PACKAGE,
 ]
@@ -78,7 +81,7 @@ DOORS = {
     "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
     "commands planning replay sweeps",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
-    "orbax": "checkpoint",
+    "orbax": "checkpoint.store",
     "PIL": "data evaluators.pictures",
     "rich": "data.progress metrics",
     "safetensors": "weights",

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,7 +121,9 @@ def test_m1_two_processes_do_as_one_and_a_signal_to_one_stops_both(
     running = job(2, 2, run, settings)
     running.after(8, run)
     running.processes[1].send_signal(signal.SIGTERM)
+    start = time.monotonic()
     codes, said = running.end()
+    print(f"\nfrom the signal to the end of both: {time.monotonic() - start:.1f} s")
     assert codes == [75, 75], said
     stopped = len(logged(run, "train/loss"))
     assert 8 <= stopped < STEPS
@@ -128,6 +131,9 @@ def test_m1_two_processes_do_as_one_and_a_signal_to_one_stops_both(
     assert "error" not in said[1] and "Traceback" not in said[0] + said[1]
     newest = local.newest_step(run)
     assert newest == stopped
+    # One checkpoint of both processes, and no half of one.
+    names = {path.name for path in (run / "checkpoints").iterdir() if path.is_dir()}
+    assert names <= {str(step) for step in (stopped, *range(0, stopped, 4))}
     codes, said = job(2, 2, run, settings).end()
     assert codes == [0, 0], said
     assert "step 32/32" in said[0] and "step 32" not in said[1]
@@ -140,33 +146,72 @@ def test_m1_two_processes_do_as_one_and_a_signal_to_one_stops_both(
     assert len(json.loads((run / "run.json").read_text())["sessions"]) == 2
 
 
-def test_e2_m5_m6_what_cannot_be_ends_all_before_a_step(settings, tmp_path):
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+def test_m4_a_job_whose_processes_do_not_meet(settings, tmp_path):
+    """One that waits for another in vain, and one whose port is taken."""
+    run = tmp_path / "run"
+    words = command(run, [*settings, "processes.join_seconds=1"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = {"missing": local.free_port(), "taken": server.getsockname()[1]}
+        started = {
+            name: subprocess.Popen(
+                [sys.executable, "-m", "sfrik_jax", *words],
+                cwd=ROOT,
+                env=environment() | local.environment(0, 2, 1, port),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name, port in ports.items()
+        }
+        said = {name: each.communicate(timeout=60)[1] for name, each in started.items()}
+    missing, taken = (f"127.0.0.1:{port}" for port in ports.values())
+    assert started["missing"].returncode == 76, said
+    assert f"process 1 of 2 did not come to {missing} within 1 s" in said["missing"]
+    assert started["taken"].returncode == 2, said
+    assert f"port {taken} is taken by another program" in said["taken"]
+    assert all(text.count("\n") == 1 for text in said.values())
+    assert not run.exists()
+
+
+@pytest.fixture(scope="module")
+def refused(settings, tmp_path_factory):
+    """The codes and words of jobs that cannot be, started at once: by name."""
+    runs = tmp_path_factory.mktemp("refused")
+    run = runs / "run"
+    other_rate = [*settings, "optim.base_lr=1e-5"]
     jobs = {
-        # A batch of 16 on three devices; another rate; another place; a file.
-        "E2": job(3, 1, run, settings),
-        "M5": Job(
-            [command(run, settings), command(run, [*settings, "optim.base_lr=1e-5"])], 1
-        ),
-        "M6": Job([command(run, settings), command(elsewhere, settings)], 1),
+        "batch": job(3, 1, run, settings),
+        "rate": Job([command(run, settings), command(run, other_rate)], 1),
+        "place": Job([command(run, settings), command(runs / "other", settings)], 1),
     }
     found = {name: started.end() for name, started in jobs.items()}
-    codes, said = found["E2"]
+    for _, said in found.values():
+        assert "Traceback" not in "".join(said)
+        assert said[0].count("error: ") == 1
+    assert not (run / "config.json").exists() and not (runs / "other").exists()
+    assert logged(run, "train/loss") == []
+    return runs, found
+
+
+def test_e2_a_batch_that_the_devices_cannot_share(refused):
+    codes, said = refused[1]["batch"]
     assert codes == [2, 2, 2], said
     assert (
         "data.batch_size=16 leaves 1 images over on 3 devices; use 15 or 18" in said[0]
     )
-    codes, said = found["M5"]
+
+
+def test_m5_another_configuration_is_refused_before_a_step(refused):
+    codes, said = refused[1]["rate"]
     assert codes == [78, 78], said
     assert "process 1 has optim.base_lr=1e-05, process 0 has 3e-05" in said[0]
-    codes, said = found["M6"]
+
+
+def test_m6_a_run_directory_that_not_all_see(refused):
+    runs, found = refused
+    codes, said = found["place"]
     assert codes == [73, 73], said
-    assert f"--workdir {run} is not shared: process 1 on " in said[0]
-    assert str(elsewhere) in said[0]
-    for _, said in found.values():
-        assert "Traceback" not in "".join(said)
-        assert said[0].count("error: ") == 1
-    assert not (run / "config.json").exists() and not elsewhere.exists()
+    assert f"--workdir {runs / 'run'} is not shared: process 1 on " in said[0]
+    assert str(runs / "other") in said[0]
 
 
 @pytest.mark.slow
@@ -202,7 +247,9 @@ def test_m2_a_killed_process_ends_the_others_and_the_job_goes_on(
     start = time.monotonic()
     other = running.processes[1 - killed]
     other.wait(timeout=HEARTBEAT + 30)
-    assert time.monotonic() - start < HEARTBEAT + 5
+    seconds = time.monotonic() - start
+    print(f"\na dead process {killed}: {seconds:.1f} s")
+    assert seconds < HEARTBEAT + 5
     codes, said = running.end()
     assert codes[1 - killed] in (76, -signal.SIGABRT), said
     codes, said = job(2, 2, run, settings).end()

@@ -164,7 +164,7 @@ def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
     assert "<svg" in (run / "report.html").read_text()
 
 
-def test_stopped_and_resumed_is_never_stopped(tmp_path, small):
+def test_t1_stopped_and_resumed_is_never_stopped(tmp_path, small):
     """A signal in the middle, then the same command again: bitwise the same run."""
     overrides = [*small, "optim.epochs=30", "checkpoint.every_steps=5"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -258,7 +258,7 @@ def test_other_data_under_the_same_settings_is_refused(tmp_path, small, capsys):
     assert "was started with other data" in capsys.readouterr().err
 
 
-def test_a_stop_during_the_last_evaluation_is_heeded(tmp_path, small, monkeypatch):
+def test_t2_a_stop_during_the_last_evaluation_is_heeded(tmp_path, small, monkeypatch):
     run = tmp_path / "run"
     short = [*small, "optim.epochs=1", "optim.warmup_epochs=0"]
     evaluate = evaluation.Evaluation.run

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from sfrik_jax.processes import cluster, roll_call
 from sfrik_jax.processes.cluster import Place
 from sfrik_jax.processes.local import free_port
 from sfrik_jax.processes.talk import Talk
+from sfrik_jax.rundir import about_the_program
 
 # The services that jax itself starts; it has no public name for them.
 _jax = importlib.import_module("jaxlib._jax")
@@ -300,7 +302,8 @@ def test_a_failure_reaches_those_that_wait(talks, monkeypatch):
     talks[0].hear()
 
 
-def test_m5_what_differs_is_named(talks, monkeypatch):
+@pytest.mark.parametrize("key", ["optim.base_lr", "data", "code loop.py"])
+def test_m5_what_differs_is_named(talks, monkeypatch, key):
     local = threading.local()
     monkeypatch.setattr(processes, "gather", lambda text: local.talk.gather(text))
     monkeypatch.setattr(processes, "first", lambda: local.talk.index == 0)
@@ -309,7 +312,7 @@ def test_m5_what_differs_is_named(talks, monkeypatch):
         local.talk = talk
         processes.agree({"same": 1})
         try:
-            processes.agree({"optim.base_lr": 0.5 if talk.index == 1 else 0.25})
+            processes.agree({key: 0.5 if talk.index == 1 else 0.25})
         except errors.SfrikError as error:
             assert error.code == 78
             return str(error)
@@ -317,7 +320,44 @@ def test_m5_what_differs_is_named(talks, monkeypatch):
 
     said = set(in_all(talks, agree))
     assert len(said) == 1
-    assert "process 1 has optim.base_lr=0.5, process 0 has 0.25" in said.pop()
+    assert f"process 1 has {key}=0.5, process 0 has 0.25" in said.pop()
+
+
+def test_m5_all_of_the_program_is_compared():
+    about = about_the_program()
+    root = Path(processes.__file__).parents[1]
+    for path in root.rglob("*.py"):
+        assert f"code {path.relative_to(root)}" in about
+    assert {"version of jax", "version of numpy", "version of Python"} <= about.keys()
+
+
+def test_answers_come_from_all_that_can_give_them(talks, monkeypatch):
+    for talk in talks:
+        talk.answer = lambda index=talk.index: f"at {index}"
+    over = threading.Event()
+    assert talks[1].ask(10.0, over) == ["at 0", "at 1", "at 2"]
+    talks[2].close()  # it answers no more
+    start = time.monotonic()
+    assert talks[0].ask(2.0, over) == ["at 0", "at 1", None]
+    assert time.monotonic() - start < 5
+    over.set()
+    assert talks[0].ask(60.0, over)[2] is None
+
+
+def test_a_hang_lets_all_write_before_the_first_one_ends(talks, monkeypatch):
+    done = []
+    monkeypatch.setattr(
+        "sfrik_jax.processes.talk.end", lambda line, code: done.append(("end", code))
+    )
+    for talk in talks:
+        talk.on_hang = lambda index=talk.index: done.append(("stacks", index))
+    talks[2].fail_at_once(76, "no step", hangs=True)
+    deadline = time.monotonic() + 20
+    while len(done) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(done[:2]) == {("stacks", 0), ("stacks", 1)}
+    assert set(done[2:]) == {("end", 76)}
+    talks[0].hear()
 
 
 class Device(SimpleNamespace):

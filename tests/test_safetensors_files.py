@@ -1,10 +1,10 @@
 """Safetensors files: each rule of the format that a file may break (catalogue X2)."""
 
-import functools
 import io
 import json
 import math
 import struct
+import tracemalloc
 
 import chex
 import jax
@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
-from filled import random_variables
+from faults.damaged_files import (
+    ABOUT,
+    ARCH,
+    STEM,
+    WIDTH,
+    small_state,
+    small_variables,
+)
 from safetensors.numpy import save
 
 from sfrik_jax import models, weights
@@ -22,19 +29,9 @@ from sfrik_jax.weights.files import IMAGENET
 from sfrik_jax.weights.safetensors_files import MAX_HEADER
 from sfrik_jax.weights.stored import StoredTensor
 
-ARCH, WIDTH, STEM = "resnet14", 4, "small"
-ABOUT = {"arch": ARCH, "width": WIDTH, "stem": STEM, "preprocessing": IMAGENET}
-
-
-@functools.cache
-def variables():
-    model = models.BACKBONES[ARCH](width=WIDTH, stem=STEM)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return random_variables(shapes)
-
 
 def state():
-    return weights.to_torch(variables(), ARCH)
+    return {name: value.copy() for name, value in small_state().items()}
 
 
 def parts():
@@ -90,7 +87,7 @@ def test_a_file_without_description_is_recognised(tmp_path):
     found = check(tmp_path, save(state()))
     assert (found.arch, found.width, found.stem) == (ARCH, WIDTH, STEM)
     assert (found.preprocessing, found.about) == (IMAGENET, {})
-    chex.assert_trees_all_equal(found.variables, variables())
+    chex.assert_trees_all_equal(found.variables, small_variables())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -107,7 +104,7 @@ def test_other_floats_become_float32(tmp_path, dtype):
             data += raw
     found = check(tmp_path, joined(header, data))
     want = jax.tree.map(
-        lambda x: np.asarray(x).astype(kind).astype(np.float32), variables()
+        lambda x: np.asarray(x).astype(kind).astype(np.float32), small_variables()
     )
     chex.assert_trees_all_equal(found.variables, want)
 
@@ -148,7 +145,7 @@ def test_other_floats_become_float32(tmp_path, dtype):
         (lambda: joined(parts()[0], parts()[1] + b"x"), "bytes of tensors, not"),
     ],
 )
-def test_a_broken_rule_is_named(tmp_path, content, words):
+def test_x2_a_broken_rule_is_named(tmp_path, content, words):
     with pytest.raises(CorruptInputError, match=words) as caught:
         check(tmp_path, content())
     assert str(caught.value).isprintable() and len(str(caught.value)) < 400
@@ -158,14 +155,28 @@ def test_a_broken_rule_is_named(tmp_path, content, words):
 
 
 @pytest.mark.parametrize("entry", [{"extra": 1}, []])
-def test_an_entry_of_another_form_is_refused(tmp_path, entry):
+def test_x2_an_entry_of_another_form_is_refused(tmp_path, entry):
     header, data = parts()
     header["bn1.bias"] = {**header["bn1.bias"], **entry} if entry else entry
     with pytest.raises(CorruptInputError, match=r"bn1\.bias is not told by dtype"):
         check(tmp_path, joined(header, data))
 
 
-def test_a_header_that_is_longer_than_any_backbones_is_refused(tmp_path):
+@pytest.mark.parametrize("size", [100_000_001, (1 << 30) - 8])
+def test_x2_a_header_of_more_than_100_mb_is_refused_unread(tmp_path, size):
+    path = tmp_path / "net.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", size) + b"{")
+        file.truncate(8 + size)  # with holes: it takes no room
+    tracemalloc.start()
+    with pytest.raises(CorruptInputError, match=f"header of {size} bytes is longer"):
+        weights.open_file(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_x2_a_header_that_is_longer_than_any_backbones_is_refused(tmp_path):
     header, data = parts()
     padded = json.dumps(header).encode().ljust(MAX_HEADER + 1)
     with pytest.raises(CorruptInputError, match="longer than 1000000"):
@@ -193,7 +204,7 @@ def test_a_header_that_is_longer_than_any_backbones_is_refused(tmp_path):
         ({"preprocessing": {}}, "damaged"),
     ],
 )
-def test_a_description_that_makes_no_sense_is_refused(tmp_path, about, words):
+def test_x2_a_description_that_makes_no_sense_is_refused(tmp_path, about, words):
     content = save(state(), metadata={"sfrik_jax": json.dumps(ABOUT | about)})
     with pytest.raises(CorruptInputError, match=words):
         check(tmp_path, content)
@@ -253,7 +264,7 @@ def test_a_negative_variance_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 3, 8, 1020])
-def test_a_tensor_that_is_not_all_there_is_refused(size):
+def test_x2_a_tensor_that_is_not_all_there_is_refused(size):
     tensor = StoredTensor(np.dtype("<f4"), (4, 8, 8), (64, 1, 8), 0)
     with pytest.raises(CorruptInputError, match=r"conv1\.weight is cut short"):
         tensor.read(io.BytesIO(bytes(size)), "conv1.weight")
@@ -263,15 +274,17 @@ def test_a_tensor_that_is_not_all_there_is_refused(size):
 
 
 def test_the_fingerprint_is_of_the_weights_alone(tmp_path):
-    want = weights.fingerprint(variables(), ARCH)
+    want = weights.fingerprint(small_variables(), ARCH)
     first = tmp_path / "one.safetensors"
-    weights.save(first, variables(), ABOUT | {"note": "another file, the same weights"})
+    weights.save(
+        first, small_variables(), ABOUT | {"note": "another file, the same weights"}
+    )
     assert weights.fingerprint(weights.load(first)[1], ARCH) == want
     counted = state()
     counted["bn1.num_batches_tracked"] += 7
     found = check(tmp_path, save(counted))
     assert weights.fingerprint(found.variables, ARCH) == want
-    other = jax.tree.map(lambda x: x, variables())
+    other = jax.tree.map(lambda x: x, small_variables())
     bias = other["params"]["bn1"]["bias"]
     other["params"]["bn1"]["bias"] = bias.at[0].add(1e-6)
     assert weights.fingerprint(other, ARCH) != want

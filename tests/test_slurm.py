@@ -131,6 +131,7 @@ case $1 in SIG*) kill -s ${1#SIG} $$ ;; *) exit $1 ;; esac
 """
 SCONTROL = """
 for word in "$@"; do echo "$word" >>"$SAID.scontrol"; done
+echo "$RUN"/checkpoints/* >"$SAID.stored"
 exit $SCONTROL
 """
 SYSTEM = ("bash", "dirname", "mkdir", "rm", "seq")
@@ -206,14 +207,16 @@ IN_ARRAY = {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "2"}
 
 
 @pytest.mark.parametrize("codes", ["75 75", "76 SIGABRT", "SIGKILL SIGABRT"])
-def test_a_stopped_job_is_requeued_once(batch, codes):
-    result = batch(codes)
+def test_t4_a_stopped_job_is_requeued_once(batch, codes):
+    result = batch(codes, STEP="7")
     assert result.returncode == 75, result.stderr
     assert batch.requeued() == ["requeue", "41"]
+    # After all tasks have ended, and the checkpoint is there.
     assert len(batch.tasks()) == 2
+    assert batch.said("said.stored").read_text() == f"{batch.run}/checkpoints/7\n"
 
 
-def test_an_element_of_an_array_is_requeued_alone(batch):
+def test_t4_an_element_of_an_array_is_requeued_alone(batch):
     words = ("--workdir=a dir/x", "--config", "c.py:%a", "--config.seed=%a")
     assert batch("75", *words, **IN_ARRAY).returncode == 75
     assert batch.requeued() == ["requeue", "40_2"]
@@ -226,7 +229,7 @@ def test_an_element_of_an_array_is_requeued_alone(batch):
 
 
 @pytest.mark.parametrize("how", ["missing", "failing"])
-def test_a_requeue_that_fails_says_what_to_do(batch, how):
+def test_t4_a_requeue_that_fails_says_what_to_do(batch, how):
     if how == "missing":
         (batch.folder / "bin" / "scontrol").unlink()
     result = batch("75", **IN_ARRAY, SCONTROL="1")
@@ -303,7 +306,7 @@ sys.exit(75)
         (signal.SIGTERM, ["up"], None),  # of scancel; all tasks have got it too
     ],
 )
-def test_a_signal_to_the_script_reaches_the_step_once(batch, number, told, requeued):
+def test_t4_a_signal_to_the_script_reaches_the_step_once(batch, number, told, requeued):
     srun = batch.folder / "bin" / "srun"
     srun.write_text(f"#!{sys.executable}\n{WAITING}")
     started = batch.start("75")

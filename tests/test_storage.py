@@ -1,16 +1,22 @@
 """Run directories and data on file systems that do less than a local disk."""
 
+import contextlib
+import ctypes
 import errno
 import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_pretrain import ROOT, SMALL
+from test_pretrain import ROOT, SMALL, finish, logged, start
 
 from sfrik_jax import config as configs
 from sfrik_jax import locks, metrics
@@ -19,6 +25,7 @@ from sfrik_jax.errors import ConfigError, OutputError
 from sfrik_jax.locks import Claim, Lock
 
 SHM = Path("/dev/shm")
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 WORDS = ("the run", "wait for it")
 
 
@@ -131,3 +138,98 @@ def test_a_bucket_is_refused_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match=r"data\.path is an address"):
         configs.validate(configs.load(config, [f"data.path={place}"]))
+
+
+def obey_permissions() -> None:
+    """In a process that root starts: without root's right to write everywhere."""
+    if os.geteuid() == 0:
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+
+
+@contextlib.contextmanager
+def read_only_disk(folder: Path) -> Iterator[Path]:
+    """A tmpfs mounted read-only; who may not mount gets /proc, which takes no file."""
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
+    if subprocess.run(words, capture_output=True).returncode:
+        yield Path("/proc/self")
+        return
+    try:
+        assert os.statvfs(folder).f_flag & os.ST_RDONLY
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def refused_at_once(workdir: Path, words: str, **options) -> None:
+    """The real command ends with 73 and one line in less than five seconds."""
+    config = str(ROOT / "configs" / "quickstart.py")
+    command = ["pretrain", "--config", config, "--workdir", str(workdir)]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "sfrik_jax", *command],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
+    seconds = time.monotonic() - begin
+    assert (done.returncode, done.stdout) == (73, "")
+    assert done.stderr.startswith(f"error: --workdir {workdir}")
+    assert words in done.stderr and done.stderr.count("\n") == 1
+    assert seconds < 5
+
+
+def test_d2_a_read_only_disk_is_told_at_once(tmp_path):
+    with read_only_disk(tmp_path / "disk") as disk:
+        refused_at_once(disk / "runs" / "run", "no permission to write")
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_d2_a_directory_without_permission_is_told_at_once(tmp_path, mode):
+    """By permissions alone: root gives up its right to pass over them."""
+    folder = tmp_path / "runs"
+    folder.mkdir(mode=mode)
+    try:
+        refused_at_once(folder / "run", str(folder), preexec_fn=obey_permissions)
+    finally:
+        folder.chmod(0o700)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "run", "runs/run"])
+def test_d2_a_file_in_the_way_is_told_at_once(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    refused_at_once(file / below, "is a file; name")
+    assert file.read_text() == "precious"
+
+
+def test_d2_a_link_to_nowhere_is_told_at_once(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    refused_at_once(link / "run", "is a link to nowhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize("other", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_d2_a_directory_that_is_removed_while_the_run_writes_ends_it(
+    tmp_path, data_dir, other
+):
+    """Deleted, or with another one in its place, as of a disk that is mounted anew."""
+    run = tmp_path / "run"
+    own = [*SMALL, f"data.path={data_dir}", "optim.epochs=2000", "mesh.data=1"]
+    process = start(run, own)
+    while process.poll() is None and not logged(run, "train/loss"):
+        time.sleep(0.02)
+    run.rename(tmp_path / "gone")
+    if other:
+        run.mkdir()
+    said = finish(process, code=73)
+    assert f"error: --workdir {run} was removed while the run wrote there" in said
+    # What Orbax was writing meanwhile may be there, and nothing to go on from.
+    assert not (run / "config.json").exists()
+    assert (tmp_path / "gone" / "config.json").exists()

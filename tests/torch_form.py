@@ -7,6 +7,7 @@ sizes behind them, a field that aligns them to 64 bytes, the directory twice.
 import struct
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,42 @@ def mapping(items: Mapping[str, bytes]) -> bytes:
     empty = named("collections.OrderedDict") + b")R"
     metadata = b"}" + text("_metadata") + empty + b"s"
     return empty + b"(" + body + b"u" + metadata + b"b"
+
+
+def call(function: bytes, *arguments: bytes) -> bytes:
+    return function + group(*arguments) + b"R"
+
+
+def live_payloads(place: Path) -> dict[str, bytes]:
+    """Pickles that make the file `place` when Python's own unpickler reads them.
+
+    By the name of what is refused of each.
+    """
+    shell, code = text(f"touch {place}"), text(f"open({str(place)!r}, 'w').close()")
+    system, module = named("posix.system"), named("importlib.import_module")
+    words = b"(" + text("touch") + text(str(place)) + b"l"
+    inner = PROTO + call(system, shell) + STOP
+    nested = b"C" + bytes([len(inner)]) + inner
+    of_os = call(module, text("os"))
+    got = call(named("builtins.getattr"), of_os, text("system"))
+    attribute = call(named("operator.attrgetter"), text("system"))
+    partial = call(named("functools.partial"), system, shell)
+    return {
+        "posix.system": call(system, shell),
+        "builtins.eval": call(named("builtins.eval"), code),
+        "builtins.exec": call(named("builtins.exec"), code),
+        "subprocess.check_call": call(named("subprocess.check_call"), words),
+        "io.open": call(named("io.open"), text(str(place)), text("w")),
+        "functools.partial": call(partial),
+        "operator.attrgetter": call(call(attribute, of_os), shell),
+        "builtins.getattr": call(got, shell),
+        "pickle.loads": call(named("pickle.loads"), nested),
+        "os.system": b"(" + shell + b"ios\nsystem\n",
+        "posix.system by OBJ": b"(" + system + shell + b"o",
+        "posix.system by name": b"\x8c\x05posix\x8c\x06system\x93"
+        + group(shell)
+        + b"R",
+    }
 
 
 def strides_of(value: np.ndarray) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
-from sfrik_jax import processes
+from sfrik_jax.commands import running
 from sfrik_jax.commands.parsing import (
     Groups,
     Parser,
@@ -17,7 +17,6 @@ from sfrik_jax.commands.parsing import (
     command,
 )
 from sfrik_jax.errors import ConfigError, OutputError
-from sfrik_jax.interrupts import Stop
 from sfrik_jax.settings import DEFAULTS
 
 # Command, what its help says, and the arguments of the example.
@@ -101,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     all_of_it = getattr(args, "every_checkpoint", False)
     if getattr(args, "no_wait", False) and not all_of_it:
         raise ConfigError("--no-wait: needs --every-checkpoint")
-    with Stop() as stop, processes.joined(**DEFAULTS["processes"], stop=stop):
+    with running.job(DEFAULTS["processes"], workdir):
         from sfrik_jax.jobs import follow, runner
 
         if all_of_it:

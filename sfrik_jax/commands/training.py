@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from sfrik_jax import config as configs
-from sfrik_jax import processes, resuming
+from sfrik_jax import resuming
+from sfrik_jax.commands import running
 from sfrik_jax.commands.parsing import (
     Groups,
     add_config_option,
@@ -12,7 +13,6 @@ from sfrik_jax.commands.parsing import (
     command,
 )
 from sfrik_jax.errors import OutputError
-from sfrik_jax.interrupts import Stop
 
 
 def add(groups: Groups) -> None:
@@ -47,8 +47,9 @@ def pretrain(args: argparse.Namespace) -> int:
     config = configs.load_for("pretrain", args.config, args.overrides)
     configs.validate(config)
     allowed = resuming.checked(args.allow_config_change, configs.flatten(config))
-    with Stop() as stop, processes.joined(**config.processes, stop=stop):
-        workdir = checked_workdir(args.workdir or default_workdir(args.config))
+    place = args.workdir or default_workdir(args.config)
+    with running.job(config.processes, Path(place)):
+        workdir = checked_workdir(place)
         # Asks for devices, which are those of all processes from here on.
         configs.validate_here(config)
         from sfrik_jax import pretrain as trainer

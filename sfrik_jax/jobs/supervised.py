@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sfrik_jax import loop, metrics
+from sfrik_jax import loop, metrics, watchdog
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.evaluators import heads as linear_heads
@@ -101,10 +101,12 @@ def _train(
     with Checkpoints(
         run_dir.path / "checkpoints", keep=bench.config.checkpoint.keep
     ) as checkpoints:
+        watchdog.at("resume")
         abstract = mesh_lib.abstract(recipe.first, bench.mesh)
         state = checkpoints.restore(abstract)
         if state is None:
             state = mesh_lib.replicate(recipe.first(), bench.mesh)
+        checkpoints.require_room(abstract)
         train = bench.parts["train"]
         weights = bench.subject.about
         run_dir.start(train.fingerprint, train.subset, weights=weights)

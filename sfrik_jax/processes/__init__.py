@@ -26,8 +26,9 @@ import hashlib
 import json
 import logging
 import re
+import sys
+import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -42,6 +43,7 @@ from sfrik_jax.interrupts import Stop
 from sfrik_jax.processes import cluster, roll_call
 from sfrik_jax.processes.cluster import Place
 from sfrik_jax.processes.talk import Talk, end, lost
+from sfrik_jax.redaction import redact
 
 T = TypeVar("T")
 
@@ -162,6 +164,27 @@ def agree(values: Mapping[str, Any]) -> None:
                 )
 
 
+def ask(patience: float, over: threading.Event) -> list[str | None]:
+    """What all processes answer, in their order (see `Talk.ask`)."""
+    assert _talk is not None
+    return _talk.ask(patience, over)
+
+
+def listen(answer: Callable[[], str], on_hang: Callable[[], None]) -> None:
+    """What this process answers where others `ask`, and does where one finds a hang."""
+    if _talk is not None:
+        _talk.answer, _talk.on_hang = answer, on_hang
+
+
+def end_all(error: SfrikError, *, hangs: bool = False) -> NoReturn:
+    """Ends all processes with the code of an error, at once and from any thread."""
+    who = ""
+    if _talk is not None:
+        _talk.fail_at_once(error.code, str(error), hangs=hangs)
+        who = f"process {_talk.index}: " if _talk.index else ""
+    end(f"error: {who}{error}", error.code)
+
+
 def of_all(error: SfrikError) -> SfrikError:
     """An error that all processes raise at one place: the first one tells it."""
     return error if first() else ToldError(str(error), error.code)
@@ -182,6 +205,9 @@ class SharedStop(Stop):
     def reached(self, step: int) -> bool:
         self._talk.stop_requested |= self.requested
         return self._talk.reached(step)
+
+    def leave(self, why: str) -> None:
+        self._talk.fail_at_once(Preempted.code, why)
 
     def check(self, where: str) -> None:
         flags = gather(str(int(self.requested or self._talk.stop_at is not None)))
@@ -240,13 +266,13 @@ def _fail(talk: Talk, error: BaseException) -> NoReturn:
     """Tells the others, says why, and ends."""
     original, error = error, _translated(talk, error)
     code = error.code if isinstance(error, SfrikError) else 1
-    message = " ".join(str(error).splitlines()) or type(error).__name__
+    message = redact(" ".join(str(error).splitlines())) or type(error).__name__
     told = isinstance(error, ToldError)
     if not told:
         talk.fail(code, message)
     # Also of what only seems to be another process's end: it may be this one's fault.
     if not isinstance(original, SfrikError) and not told:
-        traceback.print_exception(original)
+        sys.excepthook(type(original), original, original.__traceback__)
     who = f"process {talk.index}: " if talk.index else ""
     line = "" if told and talk.index else f"error: {who}{message}"
     talk.hear()

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sfrik_jax.errors import LostPeerError, ToldError
@@ -31,6 +32,11 @@ TOLERATED = 4.0
 GRACE = 5.0
 # Seconds that process 0, which keeps the store, waits for the others to hear of it.
 HEARD = 3.0
+# Seconds in which all is told that a process can tell before it ends at once.
+TOLD = 1.0
+# Seconds from the notice of a hang until all have heard it and written where they are.
+# The first end breaks what the others wait for: their stacks would be those of errors.
+WRITTEN = 1.5
 
 
 class Talk:
@@ -49,6 +55,10 @@ class Talk:
         # The last step that was asked about, and the one to stop at once it is known.
         self._step, self.stop_at = -1, None
         self.stop_requested = False
+        # What this process says where others ask for it, and does where one of them
+        # found that the job hangs: see `watchdog`.
+        self.answer: Callable[[], str] = str
+        self.on_hang: Callable[[], None] = lambda: None
         self._turn = threading.Condition()
         self._asked = False  # whether others know of _step, and wait for the rest
         self._over = threading.Event()
@@ -91,11 +101,44 @@ class Talk:
             self._step = step
             return self.stop_at is not None and step >= self.stop_at
 
-    def fail(self, code: int, message: str) -> None:
+    def ask(self, patience: float, over: threading.Event) -> list[str | None]:
+        """What all processes answer; None for those that do not within `patience` s.
+
+        Args:
+          over: the answers are not needed any more.
+
+        Raises:
+          Exception: the store is gone.
+        """
+        number = self._client.key_value_increment("sfrik/asked", 1)
+        place = f"sfrik/answer/{number}/"
+        self._notify({"asked": number})
+        deadline = time.monotonic() + patience
+        found: list[str | None] = [None] * self.count
+        while None in found and time.monotonic() < deadline and not over.wait(SOON):
+            for index, text in enumerate(found):
+                if text is None:
+                    found[index] = self._look(f"{place}{index}")
+        self._client.key_value_delete(place)
+        return found
+
+    def fail(self, code: int, message: str, *, hangs: bool = False) -> None:
         """Tells the others that this process ends, and why."""
         about = {"failed": self.index, "code": code, "message": message}
         with contextlib.suppress(Exception):
-            self._notify(about)
+            self._notify(about | ({"hangs": True} if hangs else {}))
+
+    def fail_at_once(self, code: int, message: str, *, hangs: bool = False) -> None:
+        """`fail` and `hear` from any thread, for no longer than they are worth."""
+
+        def tell() -> None:
+            self.fail(code, message, hangs=hangs)
+            time.sleep(WRITTEN if hangs else 0)
+            self.hear()
+
+        telling = threading.Thread(target=tell, daemon=True)
+        telling.start()
+        telling.join(TOLD + WRITTEN + (0 if self.index else HEARD))
 
     def hear(self) -> None:
         """To be called before the end: process 0 goes last, as it keeps the store."""
@@ -155,6 +198,9 @@ class Talk:
             about = json.loads(text)
             if "stop" in about:
                 self._ask_to_stop()
+            elif "asked" in about:
+                place = f"sfrik/answer/{about['asked']}/{self.index}"
+                self._client.key_value_set(place, self.answer())
             elif about["failed"] != self.index:
                 self._told_of_failure(about)
 
@@ -192,6 +238,9 @@ class Talk:
     def _told_of_failure(self, about: dict[str, Any]) -> None:
         message = f"process {about['failed']}: {about['message']}"
         self.failure = ToldError(message, about["code"])
+        if "hangs" in about:
+            self.on_hang()
+            time.sleep(WRITTEN)
         if self.index > 0:
             self.hear()
             end("", about["code"])

@@ -15,9 +15,36 @@ from typing import IO
 
 from sfrik_jax.errors import CorruptInputError, MissingInputError
 
-MAX_MEMBERS = 2_000_000  # of one archive; ImageNet's largest has 50,000
+MAX_MEMBERS = 200_000  # of one archive; ImageNet's largest has 50,000
+MAX_HEADER = 1 << 16  # bytes of a name or of attributes that stand before a member
 _END = bytes(2 * tarfile.BLOCKSIZE)
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# tarfile calls itself for each header that stands before another.
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RecursionError)
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose headers are short: tarfile reads each into memory at one go.
+
+    Ten megabytes of gzip can claim, and hold, an attribute of ten gigabytes, or the
+    map of a file with as many holes.
+    """
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and not 0 <= self.size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._proc_gnusparse_10()
+        return super()._proc_member(tar)  # pyright: ignore
+
+    def _proc_gnusparse_10(self, *_) -> None:
+        raise tarfile.ReadError("it holds a file with holes")
 
 
 @contextlib.contextmanager
@@ -32,13 +59,17 @@ def opened(path: Path, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFil
       CorruptInputError: also from the block that reads it: no archive, or damaged.
     """
     try:
-        with tarfile.open(path if file is None else None, "r:*", fileobj=file) as tar:
+        with tarfile.open(
+            path if file is None else None, "r:*", fileobj=file, tarinfo=_Member
+        ) as tar:
             yield tar
     except (*_DAMAGE, OSError) as error:
         # gzip's own errors are OSErrors without a number.
         if not isinstance(error, OSError) or error.errno is None:
+            # tarfile tells what each of its readers says, a line for one.
+            why = "; ".join(str(error).splitlines())[:200]
             raise CorruptInputError(
-                f"{path} is no whole archive ({error}); fetch it again"
+                f"{path} is no whole archive ({why}); fetch it again"
             ) from error
         if error.filename == str(path):
             raise MissingInputError(
@@ -64,6 +95,8 @@ def files(
             raise _refused(path, member, f"comes after {MAX_MEMBERS} others")
         if member.name.startswith("/") or ".." in parts:
             raise _refused(path, member, "leads out of the archive")
+        # tarfile keeps all members; a million of them take a gigabyte.
+        getattr(tar, "members", []).clear()
         if member.isdir():
             continue
         if not member.isfile():
@@ -71,8 +104,6 @@ def files(
         if member.size > limit:
             raise _refused(path, member, f"claims {member.size} bytes")
         yield parts[-1] if parts else "", member
-        # tarfile keeps all members; a million of them take a gigabyte.
-        getattr(tar, "members", []).clear()
     # tarfile takes a damaged header, and a cut between two members, for the end.
     assert tar.fileobj is not None, "it is open"
     tar.fileobj.seek(tar.offset)

@@ -1,0 +1,140 @@
+"""The data of a configuration, its memory, and a run of two steps."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sfrik_jax import config as configs
+from sfrik_jax import pretrain
+from sfrik_jax.checkpoint import Checkpoints
+from sfrik_jax.data import decode
+from sfrik_jax.data.opening import open_source
+from sfrik_jax.doctor.devices import memory as device_memory
+from sfrik_jax.doctor.findings import Context, Finding, failed, ok, size, warning
+from sfrik_jax.doctor.places import trial_folder
+from sfrik_jax.errors import CorruptInputError, NonFiniteError
+from sfrik_jax.planning import plan as plans
+
+NONE = "no --config was given"
+STEPS = 2
+
+
+def data(context: Context) -> Finding:
+    """The sets of the configuration open, and their first and last pictures decode."""
+    if context.config is None:
+        return ok(f"not looked at: {NONE}")
+    config, told = context.config, []
+    settings = config.data
+    own = {key: settings[key] for key in ("source", "name", "path")}
+    train = open_source(
+        **own, split=settings.train_split, subset=settings.subset, seed=config.seed
+    )
+    configs.validate(
+        config, num_examples=len(train), num_devices=configs.device_count()
+    )
+    test = open_source(**own, split=config.eval.test_split)
+    for what, source in (("to train on", train), ("to test on", test)):
+        for i in (0, len(source) - 1):
+            height, width, _ = decode.decode_rgb(source.read(i), source.name(i)).shape
+        told.append(f"{len(source):,} pictures {what}")
+    return ok(
+        f"{', '.join(told)}, the last of {height} x {width} px; fingerprint "
+        f"{train.fingerprint[:12]}"
+    )
+
+
+def memory(context: Context) -> Finding:
+    """The step of the configuration, as it is counted, fits into a device."""
+    if context.config is None:
+        return ok(f"not counted: {NONE}")
+    count = configs.device_count()
+    # The fake devices of a CPU share its memory.
+    room = device_memory() // (count if jax.default_backend() == "cpu" else 1)
+    peak = context.traced.peak().bytes
+    words = f"a step is counted at {size(peak)} of the {size(room)} of a device"
+    if peak <= plans.USABLE * room:
+        return ok(words)
+    remedy = plans.Remedies(context.config, count).for_memory(room)
+    if remedy is None:
+        return warning(words, "take more devices, or a smaller data.batch_size")
+    changes, smaller = remedy
+    return warning(words, f"set {' '.join(changes)}, counted at {size(smaller)}")
+
+
+def training(context: Context) -> Finding:
+    """Two steps of a tiny net, saved and restored: the same bits."""
+    with trial_folder(context) as folder, quick_compilation():
+        config = tiny(folder / "pictures", configs.device_count())
+        job = pretrain.build(config)
+        state = job.random_state()
+        for step in range(STEPS):
+            state, scalars = job.step(state, job.loader.batch(step))
+        loss = float(scalars["train/loss"])
+        if not np.isfinite(loss):
+            return failed(
+                f"the loss of a tiny net is {loss} after {STEPS} steps",
+                "update the driver and jax, or try JAX_PLATFORMS=cpu",
+                NonFiniteError.code,
+            )
+        place = folder / "checkpoints"
+        with Checkpoints(place, keep=2) as checkpoints:
+            checkpoints.save(STEPS, state, wait=True)
+        with Checkpoints(place, keep=2) as checkpoints:
+            restored = checkpoints.restore(job.state)
+        if other := differing(state, restored):
+            return failed(
+                f"{other[0]} and {len(other) - 1} more come back from a checkpoint "
+                "with other bits",
+                "check the memory and the disk of this machine, or name another disk "
+                "with --workdir",
+                CorruptInputError.code,
+            )
+    return ok(
+        f"a tiny net took {STEPS} steps, was saved and restored, with the same bits in "
+        f"{len(jax.tree.leaves(state))} arrays"
+    )
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Programs that run for a moment are not worth the time of the optimiser."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def tiny(pictures: Path, num_devices: int) -> ConfigDict:
+    """A configuration of seconds, whose pictures are written to a folder."""
+    config = configs.default()
+    config.data.source, config.data.path = "folder", str(pictures)
+    config.data.batch_size = count = 2 * num_devices
+    config.data.image_size = 32
+    config.augment = configs.augment_section("small")
+    config.model.backbone, config.model.width = "resnet14", 4
+    config.model.stem, config.model.dtype = "small", "float32"
+    config.model.hidden_dims, config.model.embed_dim = (16,), 16
+    config.optim.epochs, config.optim.warmup_epochs = STEPS, 0.0
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        (pictures / f"{number}.ppm").write_bytes(b"P6 32 32 255\n" + pixels.tobytes())
+    return config
+
+
+def differing(state: object, restored: object) -> list[str]:
+    """Paths of leaves that are not bit for bit the same."""
+    before, _ = jax.tree_util.tree_flatten_with_path(state)
+    after, _ = jax.tree_util.tree_flatten_with_path(restored)
+    return [
+        jax.tree_util.keystr(path)
+        for (path, a), (other, b) in zip(before, after, strict=True)
+        if path != other or np.asarray(a).tobytes() != np.asarray(b).tobytes()
+    ]
