@@ -32,7 +32,7 @@ LEVELS = [
     "evaluators.gauges evaluators.knn evaluators.linear evaluators.scores "
     "evaluators.voc_svm feature_set.described feature_set.shard "
     "feature_set.shard_file locks mmd models.projector models.resnet "
-    "planning.arithmetic planning.memory planning.received planning.told "
+    "planning.arithmetic planning.memory planning.received planning.told provenance "
     "processes.roll_call report.curves report.records report.verdict "
     "weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.builders.binary data.builders.fashion "
@@ -79,7 +79,7 @@ DOORS = {
     "grain": "data",
     "matplotlib": "report",
     "ml_collections": "config config_files rundir evaluation pretrain subject jobs "
-    "commands planning replay sweeps",
+    "commands doctor planning replay sweeps",
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint.store",
     "PIL": "data evaluators.pictures",
