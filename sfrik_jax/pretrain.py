@@ -40,7 +40,8 @@ from sfrik_jax.data.sources import Source
 from sfrik_jax.data.views import View
 from sfrik_jax.evaluation import Evaluation
 from sfrik_jax.interrupts import Stop
-from sfrik_jax.rundir import RunDirectory, about_the_program
+from sfrik_jax.provenance import about_the_program
+from sfrik_jax.rundir import RunDirectory
 from sfrik_jax.step import Learner, Step, make_learner, make_train_step
 from sfrik_jax.train_state import TrainState
 from sfrik_jax.warm_start import first_state

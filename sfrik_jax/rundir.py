@@ -1,43 +1,24 @@
-"""The run directory: one writer, its configuration, and where its numbers come from."""
+"""The run directory: one writer, its configuration, and what is noted of the run."""
 
-import hashlib
 import json
 import os
-import platform
 import secrets
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
-from sfrik_jax import files, processes, resuming
-from sfrik_jax.data.pipeline import num_threads
+from sfrik_jax import files, processes, provenance, resuming
 from sfrik_jax.errors import MismatchError, OutputError, SfrikError
 from sfrik_jax.locks import Lock
 from sfrik_jax.redaction import redact
 
 # Seconds in which a network file system shows another host what was written.
 SHOWN = 10.0
-LIBRARIES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "grain",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-)
 
 
 class RunDirectory:
@@ -182,7 +163,7 @@ class RunDirectory:
         if not processes.first():
             return
         about = self.read_json("run.json")
-        sessions = [*about.get("sessions", []), about_this_process()]
+        sessions = [*about.get("sessions", []), provenance.about_this_process()]
         about |= {"sessions": sessions, "data_fingerprint": fingerprint}
         if subset is not None:
             about["data_subset"] = dict(subset)
@@ -201,7 +182,8 @@ class RunDirectory:
 
     def _noted(self, change: resuming.Change, step: int) -> dict[str, Any]:
         key, before, now = change
-        return {"key": key, "old": before, "new": now, "step": step, "when": _now()}
+        when = provenance.now()
+        return {"key": key, "old": before, "new": now, "step": step, "when": when}
 
     def _refuse_unshared(self) -> None:
         """Writes a file in the first process and looks for it in the others."""
@@ -256,55 +238,3 @@ class RunDirectory:
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file at once, so that no reader sees half of it."""
     files.write_whole(path, text.encode())
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def about_this_process() -> dict[str, Any]:
-    """Command, versions, source revision and devices."""
-    return {
-        "started": _now(),
-        "command": ["python -m sfrik_jax", *map(redact, sys.argv[1:])],
-        "git_revision": git_revision(),
-        "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "platform": platform.platform(),
-        "cpus": num_threads(0),
-        "devices": [device.device_kind for device in jax.devices()],
-        "processes": jax.process_count(),
-    }
-
-
-def about_the_program() -> dict[str, str]:
-    """Digests of the source by file, and versions: what processes have to agree on."""
-    root = Path(__file__).parent
-    files = {
-        f"code {path.relative_to(root)}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*.py"))
-    }
-    versions = {f"version of {name}": metadata.version(name) for name in LIBRARIES}
-    return files | versions | {"version of Python": platform.python_version()}
-
-
-def git_revision() -> str | None:
-    """The commit of the source, "-dirty" appended where it is changed; None without."""
-
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        command = ["git", "-C", str(here), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return (
-            git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-            if tracked
-            else None
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -25,7 +25,7 @@ from sfrik_jax.processes import cluster, roll_call
 from sfrik_jax.processes.cluster import Place
 from sfrik_jax.processes.local import free_port
 from sfrik_jax.processes.talk import Talk
-from sfrik_jax.rundir import about_the_program
+from sfrik_jax.provenance import about_the_program
 
 # The services that jax itself starts; it has no public name for them.
 _jax = importlib.import_module("jaxlib._jax")

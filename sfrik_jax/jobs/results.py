@@ -12,7 +12,8 @@ import numpy as np
 from sfrik_jax import files
 from sfrik_jax.errors import MismatchError
 from sfrik_jax.evaluators import scores
-from sfrik_jax.rundir import about_this_process, write_whole
+from sfrik_jax.provenance import about_this_process
+from sfrik_jax.rundir import write_whole
 
 FOLDER = "eval"
 MOST_CLASSES = 100  # whose confusion matrix stands in the record itself
