@@ -32,8 +32,8 @@ LEVELS = [
     "evaluators.gauges evaluators.knn evaluators.linear evaluators.scores "
     "evaluators.voc_svm feature_set.described feature_set.shard "
     "feature_set.shard_file locks mmd models.projector models.resnet "
-    "planning.arithmetic planning.memory planning.received planning.told provenance "
-    "processes.roll_call report.curves report.records report.verdict "
+    "planning.arithmetic planning.memory planning.received planning.told "
+    "processes.roll_call provenance report.curves report.records report.verdict "
     "weights.archives weights.pickled weights.safetensors_files",
     "config_checks data.builders.binary data.builders.fashion "
     "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
