@@ -66,7 +66,7 @@ def test_a_whole_set_passes(capsys, pictures, tmp_path):
     assert (code, bad) == (0, {})
 
 
-def test_a_flipped_bit_that_decodes_is_named_by_the_list(capsys, pictures, tmp_path):
+def test_i4_a_flipped_bit_that_decodes_is_named_by_the_list(capsys, pictures, tmp_path):
     sums = tmp_path / "sums"
     check(capsys, "--folder", pictures, "--hashes", sums)
     victim = pictures / "train" / "class 1" / "3.jpg"
@@ -136,7 +136,7 @@ def mini(data_dir, tmp_path):
     return tmp_path, tmp_path / "fashion_mini" / "1.0.0"
 
 
-def test_a_flipped_bit_in_a_record_names_the_record(capsys, mini, data_dir):
+def test_i4_a_flipped_bit_in_a_record_names_the_record(capsys, mini, data_dir):
     root, version = mini
     flip(version / "fashion_mini-test.array_record-00000-of-00001", 300_000)
     code, bad, out, _ = check(capsys, "fashion_mini", "--data-dir", root)

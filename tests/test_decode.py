@@ -157,7 +157,7 @@ def damaged(photo):
 
 
 @pytest.mark.parametrize("what", damaged(np.zeros((64, 64, 3), np.uint8)))
-def test_damage_is_told_with_the_name_of_the_picture(photo, what):
+def test_i1_damage_is_told_with_the_name_of_the_picture(photo, what):
     data = damaged(photo)[what]
     with pytest.raises(
         CorruptInputError, match=r"id=cats/7\.jpg reason=cannot be decoded"
@@ -173,14 +173,14 @@ def png_header(width, height):
 
 @pytest.mark.parametrize("side", [7_072, 12_000, 30_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_of_too_many_pixels_is_refused_from_its_header(side):
+def test_i3_a_picture_of_too_many_pixels_is_refused_from_its_header(side):
     with pytest.raises(CorruptInputError, match=r"cannot be decoded \(.*pixels"):
         decode.Picture(png_header(side, side))
 
 
 # Pillow warns of odd tags in TIFF files before it gives up.
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_random_damage_raises_nothing_else(photo):
+def test_i1_random_damage_raises_nothing_else(photo):
     rng = np.random.default_rng(0)
     kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
     files = [encode(Image.fromarray(photo[:40, :40]), kind) for kind in kinds]

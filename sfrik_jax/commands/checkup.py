@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from sfrik_jax import config as configs
 from sfrik_jax.commands.parsing import Groups, add_config_option, command
 from sfrik_jax.commands.training import default_workdir
 from sfrik_jax.errors import ConfigError
+
+PATIENCE = 120.0  # seconds after which a check is told that does not end, as a hang
 
 
 def add(groups: Groups) -> None:
@@ -41,11 +44,11 @@ def doctor(args: argparse.Namespace) -> int:
     place = args.workdir or (default_workdir(args.config) if args.config else ".")
     from sfrik_jax import doctor as checks
 
-    results = []
+    results, progress = [], _Progress()
     context = checks.Context(Path(place), config)
-    for result in checks.examine(context, _progress):
+    for result in checks.examine(context, progress):
         results.append(result)
-        _progress("")
+        progress("")
         if not args.json:
             print(_line(result), flush=True)
     if args.json:
@@ -55,11 +58,27 @@ def doctor(args: argparse.Namespace) -> int:
     return checks.exit_code(results)
 
 
-def _progress(name: str) -> None:
-    """What is being checked, in a line that the next one takes the place of."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{name} …" if name else "\r\x1b[K", end="", file=sys.stderr)
-        sys.stderr.flush()
+class _Progress:
+    """Says what is being checked, on a terminal, and elsewhere what does not end."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, name: str) -> None:
+        """The check `name` begins; "" when it has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{name} …" if name else "\r\x1b[K", end="", file=sys.stderr)
+            sys.stderr.flush()
+        if name:
+            self._timer = threading.Timer(PATIENCE, self._late, [name])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _late(self, name: str) -> None:
+        words = f"{name}: no end after {PATIENCE:.0f} s; Ctrl-C gives up"
+        print(words, file=sys.stderr, flush=True)
 
 
 def _line(result: Any) -> str:

@@ -21,6 +21,7 @@ from sfrik_jax.planning import plan as plans
 
 NONE = "no --config was given"
 STEPS = 2
+QUICK = "jax_disable_most_optimizations"
 
 
 def data(context: Context) -> Finding:
@@ -102,12 +103,12 @@ def training(context: Context) -> Finding:
 @contextlib.contextmanager
 def quick_compilation() -> Iterator[None]:
     """Programs that run for a moment are not worth the time of the optimiser."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
+    before = jax.config.read(QUICK)
+    jax.config.update(QUICK, True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+        jax.config.update(QUICK, before)
 
 
 def tiny(pictures: Path, num_devices: int) -> ConfigDict:
