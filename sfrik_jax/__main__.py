@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sfrik_jax import interrupts, redaction
+from sfrik_jax import interrupts
 from sfrik_jax.errors import ConfigError, SfrikError
 from sfrik_jax.settings import CHOICES
 
@@ -31,15 +31,22 @@ OVERRIDE = "--config."
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    with heard(words, to_the_end=argv is None):
+        return ended(words)
+
+
+def ended(words: Sequence[str]) -> int:
+    """The exit code of a command, whose error is told in one line."""
+    from sfrik_jax import redaction
+
     if sys.__stderr__ is not None:
         faulthandler.enable(sys.__stderr__)
-    words = sys.argv[1:] if argv is None else argv
     redaction.install()
     try:
-        with heard(words, to_the_end=argv is None):
-            code = run(words)
-            sys.stdout.flush()
-            return code
+        code = run(words)
+        sys.stdout.flush()
+        return code
     except SfrikError as error:
         line = redaction.redact(" ".join(str(error).splitlines()))
         print(f"error: {line}", file=sys.stderr)

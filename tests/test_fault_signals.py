@@ -20,7 +20,7 @@ import pytest
 from conftest import CACHE
 from test_pretrain import ROOT, SMALL, command, logged, summary
 
-from sfrik_jax import loop, pretrain, step, weights
+from sfrik_jax import augment, loop, pretrain, previews, weights
 from sfrik_jax.__main__ import main
 from sfrik_jax.evaluators import knn
 from sfrik_jax.interrupts import SIGNALS
@@ -188,11 +188,11 @@ class Phase(NamedTuple):
 
 PHASES = {
     "opening the data": Phase(pretrain, "open_source", 1, 0),
-    "the first state": Phase(pretrain, "_first_state", 1, 0),
-    "the first picture": Phase(pretrain, "preview_job", 1, 0),
+    "the first state": Phase(pretrain, "first_state", 1, 0),
+    "the first picture": Phase(previews, "draw", 1, 0),
     "a batch": Phase(loop, "next_batch", 7, 7),
-    # Its first call traces and compiles the step.
-    "the compiler": Phase(step, "make_views", 1, 1),
+    # Called where the picture and then the step are traced, to be compiled.
+    "the compiler": Phase(augment, "make_views", 2, 1),
     "a save": Phase(loop.Checkpoints, "save", 1, 5),
     "kNN": Phase(knn, "classify", 2, 9),
     "the last save": Phase(loop.Checkpoints, "save", 3, STEPS),

@@ -178,11 +178,11 @@ def listen(answer: Callable[[], str], on_hang: Callable[[], None]) -> None:
 
 def end_all(error: SfrikError, *, hangs: bool = False) -> NoReturn:
     """Ends all processes with the code of an error, at once and from any thread."""
-    who = ""
+    message, who = redact(str(error)), ""
     if _talk is not None:
-        _talk.fail_at_once(error.code, str(error), hangs=hangs)
+        _talk.fail_at_once(error.code, message, hangs=hangs)
         who = f"process {_talk.index}: " if _talk.index else ""
-    end(f"error: {who}{error}", error.code)
+    end(f"error: {who}{message}", error.code)
 
 
 def of_all(error: SfrikError) -> SfrikError:
