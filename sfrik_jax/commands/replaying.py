@@ -46,7 +46,9 @@ def replay(args: argparse.Namespace) -> int:
         keys = ", ".join(key for key, *_ in changes)
         raise MismatchError(f"{keys}: the step of {workdir} would be another one")
     configs.validate(config)
-    with Stop() as stop, processes.joined(**config.processes, stop=stop):
+    settings = config.processes
+    join, heartbeat = settings.join_seconds, settings.heartbeat_seconds
+    with Stop() as stop, processes.joined(join, heartbeat, stop):
         configs.validate_here(config)
         from sfrik_jax import replay as replaying
 
