@@ -59,7 +59,7 @@ def compiles(context: Context) -> Finding:
             "update the driver and jax, or leave this device out",
             1,
         )
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.read("jax_compilation_cache_dir")
     words = f"a small program compiles in {seconds:.1f} s; cache of programs: "
     words += str(cache) if cache else "none"
     if seconds > SLOW_COMPILE:

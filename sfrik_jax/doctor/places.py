@@ -30,7 +30,7 @@ def disk(context: Context) -> Finding:
     """Room and inodes where runs go, and where compiled programs are kept."""
     need = needed(context)
     places = {"the workdir": (context.place, need)}
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.read("jax_compilation_cache_dir")
     if cache and Path(cache).is_dir():
         places["compiled programs"] = (Path(cache), SOME_ROOM // 10)
     told = []
