@@ -172,20 +172,6 @@ def test_an_accelerator_that_is_not_there_ends_with_2(sfrik, tmp_path, monkeypat
     assert_refused(sfrik(*PRETRAIN), 2, "JAX_PLATFORMS='abacus'", tmp_path)
 
 
-def test_a_file_in_the_way_of_the_run_directory_ends_with_73(sfrik, tmp_path):
-    (tmp_path / "taken").write_text("kept")
-    for workdir in ("taken", "taken/x/y"):
-        result = sfrik("pretrain", "--config", QUICKSTART, "--workdir", workdir)
-        assert_refused(result, 73, "is a file; name", tmp_path)
-    assert (tmp_path / "taken").read_text() == "kept"
-
-
-def test_a_link_to_nowhere_as_run_directory_ends_with_73(sfrik, tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    result = sfrik("pretrain", "--config", QUICKSTART, "--workdir", "link/x")
-    assert_refused(result, 73, "is a link to nowhere", tmp_path)
-
-
 @pytest.mark.parametrize(
     "words",
     [("report", "nothing"), ("data", "prepare", "fashion_mnist", "--from", "nothing")],
@@ -206,6 +192,7 @@ def test_a_missing_directory_ends_with_66(sfrik, tmp_path, words):
         ("data", "check"),
         ("data", "preview"),
         ("report",),
+        ("doctor",),
     ],
 )
 def test_each_help_ends_with_an_example(sfrik, command):

@@ -23,6 +23,7 @@ from sfrik_jax.commands import checkup
 from sfrik_jax.doctor import devices, findings, installed, places, trials
 from sfrik_jax.doctor.findings import Context, Finding
 from sfrik_jax.errors import OutputError
+from sfrik_jax.planning import plan as plans
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
@@ -270,7 +271,7 @@ def test_a_step_that_does_not_fit_is_told_with_what_is_smaller(
     found = trials.memory(context)
     assert found.outcome == "warning"
     assert "mesh.projector=data" in found.remedy
-    monkeypatch.setattr(trials, "device_memory", lambda: 8)
+    monkeypatch.setattr(plans.Remedies, "for_memory", lambda *_: None)
     assert "more devices" in trials.memory(context).remedy
 
 

@@ -12,7 +12,15 @@ from jax.sharding import PartitionSpec as P
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
 from sfrik_jax.collectives import DATA
-from sfrik_jax.doctor.findings import Context, Finding, failed, ok, size, warning
+from sfrik_jax.doctor.findings import (
+    Context,
+    Finding,
+    failed,
+    ok,
+    programs_folder,
+    size,
+    warning,
+)
 from sfrik_jax.errors import ConfigError
 
 SLOW_COMPILE = 20.0  # seconds for a program that takes half a second here
@@ -59,9 +67,8 @@ def compiles(context: Context) -> Finding:
             "update the driver and jax, or leave this device out",
             1,
         )
-    cache = jax.config.read("jax_compilation_cache_dir")
     words = f"a small program compiles in {seconds:.1f} s; cache of programs: "
-    words += str(cache) if cache else "none"
+    words += str(programs_folder() or "none")
     if seconds > SLOW_COMPILE:
         return warning(words, "the processor is busy, or its cores are few")
     return ok(words)

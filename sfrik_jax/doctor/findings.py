@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 OUTCOMES = ("ok", "warning", "failed")
@@ -67,12 +68,17 @@ class Context:
     @functools.cached_property
     def traced(self) -> Any:
         """The step of the configuration, as `planning.counted.trace` gives it."""
-        import jax
-
         from sfrik_jax.planning import counted
 
         assert self.config is not None
         return counted.trace(self.config, jax.device_count())
+
+
+def programs_folder() -> Path | None:
+    """Where jax keeps compiled programs; None where it keeps none."""
+    settings: Any = jax.config  # its attributes are made as they are declared
+    folder = settings.jax_compilation_cache_dir
+    return Path(folder) if folder else None
 
 
 def size(count: float) -> str:

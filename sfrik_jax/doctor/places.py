@@ -15,7 +15,15 @@ import jax
 
 from sfrik_jax import files, locks
 from sfrik_jax.commands.parsing import checked_output
-from sfrik_jax.doctor.findings import Context, Finding, failed, ok, size, warning
+from sfrik_jax.doctor.findings import (
+    Context,
+    Finding,
+    failed,
+    ok,
+    programs_folder,
+    size,
+    warning,
+)
 from sfrik_jax.errors import DiskFullError, OutputError
 
 # Without a configuration: bytes that a small run, its data and its report take.
@@ -30,9 +38,9 @@ def disk(context: Context) -> Finding:
     """Room and inodes where runs go, and where compiled programs are kept."""
     need = needed(context)
     places = {"the workdir": (context.place, need)}
-    cache = jax.config.read("jax_compilation_cache_dir")
-    if cache and Path(cache).is_dir():
-        places["compiled programs"] = (Path(cache), SOME_ROOM // 10)
+    cache = programs_folder()
+    if cache is not None and cache.is_dir():
+        places["compiled programs"] = (cache, SOME_ROOM // 10)
     told = []
     for what, (place, room) in places.items():
         free = shutil.disk_usage(place).free
