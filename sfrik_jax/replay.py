@@ -7,6 +7,7 @@ checkpoint before the step, and the steps in between, give the state that met it
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,23 @@ class Findings(NamedTuple):
     gradient: dict[str, float]
 
 
-def replay(config: ConfigDict, workdir: Path, step: int, out: Path) -> list[str]:
+def replay(
+    config: ConfigDict,
+    workdir: Path,
+    step: int,
+    out: Path,
+    check: Callable[[str], None],
+) -> list[str]:
     """Takes a step again, and tells in lines what in it is not finite.
 
     `out` gets report.json, with the names of all, and views.png, with the samples whose
     numbers are not finite first. Nothing in the run directory is changed.
 
-    Args: step: 1 for the first; one that `listed_steps` has.
+    Args:
+      step: 1 for the first; one that `listed_steps` has.
+      check: called before each step with words about it; raises where a stop is asked
+        for.
+
     Raises:
       MissingInputError: the step is not listed, or no checkpoint leads to it.
       MismatchError: the data are others than those of the run.
@@ -67,9 +78,11 @@ def replay(config: ConfigDict, workdir: Path, step: int, out: Path) -> list[str]
     job.loader.bad.resume(_read(workdir / bad_pictures.FILE))
     start, state = _state_from(job, workdir, step)
     with contextlib.closing(job.loader.iterate(start)) as batches:
-        for _ in range(start + 1, step):
+        for each in range(start + 1, step):
+            check(f"before step {each} of the replay")
             state, scalars = job.step(state, next(batches))
             jax.block_until_ready(scalars)
+        check(f"before step {step} of the replay")
         batch = next(batches)
     before = finite.magnitudes(state)
     found = Findings(start, samples, before=before, **_look(job.learner, state, batch))

@@ -58,7 +58,7 @@ def replay(args: argparse.Namespace) -> int:
         out = checked_output(args.out or str(workdir / f"replay_{step}"), "--out")
         if out.exists() and not out.is_dir():
             raise OutputError(f"--out {out} is a file; name a directory")
-        lines = replaying.replay(config, workdir, step, out)
+        lines = replaying.replay(config, workdir, step, out, stop.check_here)
         if processes.first():
             print("\n".join([*lines, f"written: {out}/views.png, {out}/report.json"]))
     return 0
