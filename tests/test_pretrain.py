@@ -284,7 +284,7 @@ def test_neighbours_beyond_the_examples_are_refused_before_a_step(
     assert "eval.knn_k=5 is more than the 3 images" in capsys.readouterr().err
 
 
-def test_a_run_directory_has_one_writer(tmp_path, small, capsys):
+def test_d4_a_run_directory_has_one_writer(tmp_path, small, capsys):
     from sfrik_jax.rundir import RunDirectory
 
     config = configs.load(ROOT / "configs" / "quickstart.py", small)

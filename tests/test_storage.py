@@ -50,7 +50,7 @@ def test_where_there_are_no_locks_a_claim_keeps_others_out(tmp_path, no_locks):
     Lock(path, *WORDS).close()
 
 
-def test_a_claim_without_a_sign_of_life_is_taken_over(tmp_path, no_locks):
+def test_d4_a_claim_without_a_sign_of_life_is_taken_over(tmp_path, no_locks):
     path = tmp_path / "claim"
     path.write_text("gone pid 1 since 2026-01-01 00:00:00 0123456789abcdef 7\n")
     new = Claim(path, *WORDS)
