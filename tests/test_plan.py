@@ -159,7 +159,10 @@ def test_resnet50_on_eight_devices_meets_the_goals(r50):
     assert record["peak_bytes"] <= 25e9
 
 
-@pytest.mark.parametrize(("remat", "goal"), [("convolutions", 16e9), ("blocks", 9e9)])
+@pytest.mark.parametrize(
+    ("remat", "goal"),
+    [("convolutions", 16e9), pytest.param("blocks", 9e9, marks=pytest.mark.slow)],
+)
 def test_resnet50_takes_less_where_it_computes_again(r50, remat, goal):
     config = configs.apply_overrides(r50, [f"step.remat={remat}"])
     assert counted.trace(config, 8).peak().bytes <= goal
@@ -181,6 +184,7 @@ def test_blocks_that_are_computed_again_cost_their_forward_pass(small):
     assert 1.33 < flop["blocks"] / flop["none"] < 1.45
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_twice_where_activations_are_computed_again(small):
     for columns in ("replicated", "data"):
         split = [f"mesh.projector={columns}"]
@@ -194,6 +198,7 @@ def test_nothing_is_sent_twice_where_activations_are_computed_again(small):
         assert sent[0] and sent[0] == sent[1] == sent[2]
 
 
+@pytest.mark.slow
 def test_a_replicated_projector_fits_with_blocks_computed_again(r50):
     settings = ["mesh.projector=replicated", "step.remat=blocks"]
     config = configs.apply_overrides(r50, settings)
@@ -228,6 +233,7 @@ def test_the_time_is_the_longer_limit_and_the_network():
     assert counted.seconds(record | {"mesh": {"data": 16}}, sheet)["network"] == 6
 
 
+@pytest.mark.slow
 def test_settings_that_make_a_step_fit_are_found(small):
     peaks = {
         settings: counted.trace(configs.apply_overrides(small, settings), 2)

@@ -98,11 +98,7 @@ def image_folder(tmp_path_factory) -> dict[str, object]:
 
 
 # All twelve take minutes on a machine that has compiled none of them; these do not.
-ALWAYS = [
-    ("vicreg", "photo_patches"),
-    ("swav", "photo_patches"),
-    ("obow", "image_folder"),
-]
+ALWAYS = [("vicreg", "photo_patches"), ("obow", "image_folder")]
 EVERY = [
     (recipe, data) for recipe in RUNS for data in ("photo_patches", "image_folder")
 ]

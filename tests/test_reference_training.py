@@ -14,6 +14,7 @@ from sfrik_jax.models import resnet
 
 BATCH = 16
 BASE_LR = {"sfrik": 1.2, "simclr": 0.8, "auh": 1.0, "vicreg": 0.7}
+ALWAYS = ("sfrik", "vicreg")
 SETTINGS = {
     "sfrik": {"weights": (1.0, 40.0, 40.0), "alignment_coeff": 4e3, "mmd_coeff": 1.0},
     "simclr": {"temperature": 0.15},
@@ -104,7 +105,13 @@ def make_step(model, optimizer, method):
     return train_step
 
 
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow)
+        for name in SETTINGS
+    ],
+)
 def test_twelve_steps_are_the_originals(reference, x64, monkeypatch, method):
     monkeypatch.setattr(resnet, "convolution", convolution_by_products)
     data = reference(f"train_{method}")

@@ -176,7 +176,13 @@ def test_gradients_are_added_up_in_the_dtype_that_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "layout", [(1, 1, None), (2, 1, None), (4, 1, "data"), (2, 2, "model")]
+    "layout",
+    [
+        (2, 1, None),
+        pytest.param((1, 1, None), marks=pytest.mark.slow),
+        pytest.param((4, 1, "data"), marks=pytest.mark.slow),
+        (2, 2, "model"),
+    ],
 )
 def test_parts_of_a_batch_have_the_gradient_of_the_whole_loss(x64, layout):
     """That of the concatenated embeddings; row r is of part r mod 4."""
