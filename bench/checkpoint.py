@@ -48,7 +48,7 @@ class Run:
         jax.block_until_ready(scalars["train/loss"])
 
     def digest(self) -> None:
-        digest.listed(self.state)
+        digest.digests(self.state)
 
     def save(self) -> None:
         """Up to where the run goes on."""

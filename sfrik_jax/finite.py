@@ -1,16 +1,13 @@
 """Where a tree of arrays holds NaN or an infinity, and what is refused for it."""
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from sfrik_jax import processes
+from sfrik_jax import leaves, processes
 from sfrik_jax.errors import CorruptInputError, NonFiniteError
 
 
@@ -20,8 +17,8 @@ def magnitudes(tree: Any) -> dict[str, float]:
     Leaves of whole numbers are left out. Found on the devices, in one pass that moves a
     number a leaf; all processes of a sharded tree call it, and get the same.
     """
-    found = _leaves_on(_mesh(tree))(tree)
-    return {path: float(value) for path, value in jax.device_get(found).items()}
+    found = leaves.computed(leaf_magnitudes, tree)
+    return {path: float(value) for path, value in found.items()}
 
 
 def not_finite(tree: Any) -> list[str]:
@@ -68,22 +65,10 @@ def refuse_to_store(step: int, tree: Any) -> None:
         )
 
 
-def _mesh(tree: Any) -> jax.sharding.Mesh | jax.sharding.AbstractMesh | None:
-    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    return next((p.mesh for p in places if isinstance(p, NamedSharding)), None)
-
-
-@functools.cache
-def _leaves_on(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None):
-    """Answers whole on each device: a process sees its own devices alone."""
-    whole = None if mesh is None else NamedSharding(mesh, P())
-    return jax.jit(leaf_magnitudes, out_shardings=whole)
-
-
 def leaf_magnitudes(tree: Any) -> dict[str, jax.Array]:
     """`magnitudes`, to be traced."""
     return {
-        jax.tree_util.keystr(path): jnp.max(jnp.abs(leaf), initial=0)
-        for path, leaf in jax.tree.leaves_with_path(tree)
+        path: jnp.max(jnp.abs(leaf), initial=0)
+        for path, leaf in leaves.by_path(tree).items()
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }

@@ -15,22 +15,21 @@ PACKAGE = "sfrik_jax"
 # From the bottom up; names are below `sfrik_jax`. A module imports only from rows
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
-    "addresses checkpoint.digest checkpoint.store collectives commands "
-    "config_ranges data data.jpeg data.progress device_checks errors jobs kernels "
-    "models.cpu_convolutions optim planning planning.hardware redaction report.page "
-    "settings target version",
-    "checkpoint.description config_files data.builders.archives "
-    "data.builders.records data.folders data.idx data.pipeline data.prepared "
-    "data.records data.resize data.subset_setting data.views eval_settings "
-    "evaluators.baselines evaluators.checks evaluators.features evaluators.heads "
-    "evaluators.multi_labels feature_set.checks feature_set.layout files interrupts "
-    "mesh mmd_forms models.layers models.norm planning.programs processes.cluster "
-    "processes.talk report.run resample weights.exported weights.stored",
-    "augment checkpoint.manifest checkpoint.room covariance data.builders.base "
-    "data.builders.registered data.decode data.fashion_mini.make data.hashes "
-    "data.photos data.sources data.subsets eval_checks evaluators.descent "
-    "evaluators.gauges evaluators.knn evaluators.linear evaluators.scores "
-    "evaluators.voc_svm feature_set.described feature_set.shard "
+    "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
+    "data.progress device_checks errors jobs kernels leaves models.cpu_convolutions "
+    "optim planning planning.hardware redaction report.page settings target version",
+    "checkpoint.digest config_files data.builders.archives data.builders.records "
+    "data.folders data.idx data.pipeline data.prepared data.records data.resize "
+    "data.subset_setting data.views eval_settings evaluators.baselines "
+    "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
+    "feature_set.checks feature_set.layout files interrupts mesh mmd_forms "
+    "models.layers models.norm planning.programs processes.cluster processes.talk "
+    "report.run resample weights.exported weights.stored",
+    "augment checkpoint.description checkpoint.manifest checkpoint.room covariance "
+    "data.builders.base data.builders.registered data.decode data.fashion_mini.make "
+    "data.hashes data.photos data.sources data.subsets eval_checks "
+    "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
+    "evaluators.scores evaluators.voc_svm feature_set.described feature_set.shard "
     "feature_set.shard_file locks mmd models.projector models.resnet "
     "planning.arithmetic planning.memory planning.received planning.told "
     "processes.roll_call provenance report.curves report.records report.verdict "

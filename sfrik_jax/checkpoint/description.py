@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from sfrik_jax.checkpoint import digest
+from sfrik_jax.checkpoint.digest import digests
+from sfrik_jax.leaves import by_path
 from sfrik_jax.version import VERSION
 
 # Of what lies in a checkpoint's directory, and how.
@@ -15,11 +16,11 @@ FORMAT = 1
 
 def describe(state: Any) -> dict[str, Any]:
     """Format, versions and leaves of a state, as JSON has them, with a check sum."""
-    digests, leaves = digest.listed(state), digest.by_path(state)
+    found, leaves = digests(state), by_path(state)
     content = {
         "format": FORMAT,
         "versions": versions(),
-        "leaves": {k: {"type": _type(leaves[k]), "digest": digests[k]} for k in leaves},
+        "leaves": {k: {"type": _type(leaves[k]), "digest": found[k]} for k in leaves},
     }
     return content | {"check": _check(content)}
 
@@ -52,7 +53,7 @@ def mismatch(meta: Mapping[str, Any], abstract: Any) -> str:
             f"this is format {FORMAT}, {_told(versions())}"
         )
     stored = {path: about["type"] for path, about in meta["leaves"].items()}
-    expected = {path: _type(leaf) for path, leaf in digest.by_path(abstract).items()}
+    expected = {path: _type(leaf) for path, leaf in by_path(abstract).items()}
     for path in sorted(stored.keys() | expected.keys()):
         here, there = expected.get(path, "no such leaf"), stored.get(path, "nothing")
         if here != there:
@@ -62,7 +63,7 @@ def mismatch(meta: Mapping[str, Any], abstract: Any) -> str:
 
 def damaged_leaf(meta: Mapping[str, Any], state: Any) -> str:
     """The first leaf that is not what was stored; "" where all are."""
-    found = digest.listed(state)
+    found = digests(state)
     for path, about in sorted(meta["leaves"].items()):
         if found[path] != about["digest"]:
             return path

@@ -3,49 +3,28 @@
 Orbax does not notice a flipped bit in an array's values; these digests do.
 """
 
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+
+from sfrik_jax import leaves
 
 
-def digests(tree: Any) -> dict[str, jax.Array]:
-    """A 64-bit digest of each leaf, by path: uint32 [2].
+def digests(tree: Any) -> dict[str, list[int]]:
+    """A 64-bit digest of each leaf, by path: two numbers of 32 bits.
 
     The sum over elements of a hash of bits and position. Integer sums do not depend
     on the order, so every sharding gives the same digest. It is made for accidents,
     not for adversaries.
     """
-    shardings = {getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)}
-    meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding)}
-    return _digest_on(next(iter(meshes), None))(tree)
+    return {k: v.tolist() for k, v in leaves.computed(_of_leaves, tree).items()}
 
 
-def listed(tree: Any) -> dict[str, list[int]]:
-    """`digests` as JSON has them."""
-    return {k: v.tolist() for k, v in jax.device_get(digests(tree)).items()}
-
-
-def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, as `digests` names them."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-@functools.cache
-def _digest_on(mesh: jax.sharding.Mesh | None):
-    """Digests whole on each device: a process sees its own devices alone."""
-    whole = None if mesh is None else NamedSharding(mesh, P())
-    return jax.jit(_digest_tree, out_shardings=whole)
-
-
-def _digest_tree(tree: Any) -> dict[str, jax.Array]:
-    return {path: _leaf_digest(leaf) for path, leaf in by_path(tree).items()}
+def _of_leaves(tree: Any) -> dict[str, jax.Array]:
+    return {path: _leaf_digest(leaf) for path, leaf in leaves.by_path(tree).items()}
 
 
 def _leaf_digest(x: jax.Array) -> jax.Array:
