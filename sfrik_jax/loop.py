@@ -104,9 +104,9 @@ def run_steps(
             remedy=plan.remedy,
             max_skipped=plan.max_skipped,
         )
+        between = _Between(plan, run, loader, checkpoints, log)
         if _due(first, plan.evaluate_every) and not evaluated:
-            watchdog.at("eval", first)
-            log.evaluated(first, plan.evaluate(state), plan.evaluated_as)
+            between.evaluate(first, state)
         for step in range(first + 1, total + 1):
             trace.before(step)
             waited, settled = time.monotonic(), step > first + SETTLING
@@ -116,30 +116,49 @@ def run_steps(
             watchdog.at("step", step, settled=settled)
             state, scalars = plan.step(state, batch)
             log.add(step, scalars, waited)
-            stopping = stop.reached(step)
-            last = step == total or stopping
-            due = _due(step, plan.save_every) or _due(step, plan.milestone_every)
-            if last or due or checkpoints.failed():
-                log.drain()
-                watchdog.at("save", step)
-                run.refuse_removed()
-                loader.bad.share()
-                plan.check(step, state)
-                checkpoints.save(step, state, wait=last)
-            # After the save: an evaluation can outlast the time before a kill.
-            if _due(step, plan.evaluate_every) and not stopping:
-                log.drain()
-                watchdog.at("eval", step)
-                log.evaluated(step, plan.evaluate(state), plan.evaluated_as)
-            if stopping and step < total:
-                log.stopped(step)
-                raise Preempted(
-                    f"preempted at step {step}, saved; run the same command again to "
-                    "go on",
-                    of_all=True,
-                )
+            between.steps(step, state, stopping=stop.reached(step))
         watchdog.at("end", total)
         return state, log.seconds()
+
+
+class _Between(NamedTuple):
+    """What happens between two steps: saves, evaluations, the end of a session."""
+
+    plan: Plan
+    run: RunDirectory
+    loader: TrainLoader
+    checkpoints: Checkpoints
+    log: RunLog
+
+    def steps(self, step: int, state: Any, *, stopping: bool) -> None:
+        """What is due after a step. Raises: Preempted, where the run is to stop."""
+        plan, last = self.plan, stopping or step == self.plan.total
+        due = _due(step, plan.save_every) or _due(step, plan.milestone_every)
+        if last or due or self.checkpoints.failed():
+            self._save(step, state, last)
+        # After the save: an evaluation can outlast the time before a kill.
+        if _due(step, plan.evaluate_every) and not stopping:
+            self.evaluate(step, state)
+        if stopping and step < plan.total:
+            self.log.stopped(step)
+            raise Preempted(
+                f"preempted at step {step}, saved; run the same command again to go on",
+                of_all=True,
+            )
+
+    def evaluate(self, step: int, state: Any) -> None:
+        """Evaluates the state of a step, and logs what was found."""
+        self.log.drain()
+        watchdog.at("eval", step)
+        self.log.evaluated(step, self.plan.evaluate(state), self.plan.evaluated_as)
+
+    def _save(self, step: int, state: Any, last: bool) -> None:
+        self.log.drain()
+        watchdog.at("save", step)
+        self.run.refuse_removed()
+        self.loader.bad.share()
+        self.plan.check(step, state)
+        self.checkpoints.save(step, state, wait=last)
 
 
 def next_batch(batches: Generator[Batch], stop: Stop) -> Batch:

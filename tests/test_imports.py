@@ -42,11 +42,11 @@ LEVELS = [
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
     "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
     "report train_state weights.names",
-    "checkpoint commands.reports config data.crops data.images fixed_order metrics "
-    "number_faults resuming summary watchdog weights.card weights.export "
+    "checkpoint.folder commands.reports config data.crops data.images fixed_order "
+    "metrics number_faults resuming summary watchdog weights.card weights.export "
     "weights.files",
-    "commands.configuration commands.running data.loader image_set rundir step "
-    "sweeps weights",
+    "checkpoint commands.configuration commands.running data.loader image_set "
+    "rundir step sweeps weights",
     "commands.sweeping evaluation jobs.results previews run_log subject warm_start",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",

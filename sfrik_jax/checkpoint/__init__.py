@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik_jax import faults, processes
-from sfrik_jax.checkpoint import description, manifest, room, store
+from sfrik_jax.checkpoint import description, folder, manifest, room, store
 from sfrik_jax.errors import (
     CorruptInputError,
     DiskFullError,
@@ -30,8 +30,6 @@ from sfrik_jax.errors import (
 from sfrik_jax.files import output_error
 
 log = logging.getLogger("sfrik")
-
-DELETING = ".deleting"
 
 
 class Checkpoints:
@@ -65,7 +63,7 @@ class Checkpoints:
             return
         self._remedy = "they are kept as *.corrupt. Start in another --workdir"
         if processes.first():
-            self._tidy_up()
+            folder.tidy_up(self.directory)
         processes.barrier()
         self._writer = store.Writer(self._list_files)
 
@@ -85,10 +83,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that are stored, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        names = [path.name for path in self.directory.iterdir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return folder.steps(self.directory)
 
     def require_room(self, abstract: Any, milestones: int = 0) -> None:
         """Refuses to begin what the disk cannot hold.
@@ -165,11 +160,12 @@ class Checkpoints:
                     log.warning("SFRIK-CKPT-CORRUPT %s; using step %d", found, step)
                 return state
             bad.append(f"step {step}: {problem}")
-            self._set_aside(step)
+            if not self._read_only:
+                if processes.first():
+                    folder.set_aside(self.directory, step)
+                processes.barrier()
         # Also those that an earlier start set aside: a second try is no fresh start.
-        bad = bad or processes.from_first(
-            lambda: sorted(path.name for path in self.directory.glob("*.corrupt*"))
-        )
+        bad = bad or processes.from_first(lambda: folder.corrupt(self.directory))
         if bad:
             raise processes.of_all(
                 CorruptInputError(
@@ -223,7 +219,7 @@ class Checkpoints:
         step, self._saving, self._failure = self._saving, None, None
         faults.at("after_commit", step)
         if processes.first():
-            self._delete_oldest()
+            folder.delete_oldest(self.directory, self._keep, self._keep_period)
 
     def _list_files(self, directory: Path) -> None:
         faults.at("in_save", self._saving)
@@ -252,43 +248,6 @@ class Checkpoints:
             raise failure from error
         self._failure = failure
         log.warning("%s; trying once more", failure)
-
-    def _delete_oldest(self) -> None:
-        """Deletes what is kept no longer. Its name goes first, so that a kill in the
-        middle leaves no half of a checkpoint under the name of a step."""
-        period = self._keep_period
-        for step in self.steps()[: -self._keep]:
-            if period and step % period == 0:
-                continue
-            path = self.directory / str(step)
-            going = path.with_name(f"{step}{DELETING}")
-            try:
-                path.rename(going)
-                faults.at("delete", step)
-                shutil.rmtree(going)
-            except OSError as error:
-                log.warning("%s cannot be deleted (%s)", path, error.strerror)
-
-    def _set_aside(self, step: int) -> None:
-        if self._read_only:
-            return
-        path = self.directory / str(step)
-        target, number = path.with_name(f"{step}.corrupt"), 1
-        while target.exists():
-            number += 1
-            target = path.with_name(f"{step}.corrupt{number}")
-        if processes.first():
-            path.rename(target)
-        processes.barrier()
-
-    def _tidy_up(self) -> None:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise output_error(self.directory, error) from error
-        store.remove_unfinished(self.directory)
-        for path in self.directory.glob(f"*{DELETING}"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(read: Callable[[], Any]) -> tuple[Any, str]:
