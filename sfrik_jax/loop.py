@@ -82,6 +82,21 @@ def run_steps(
       Preempted: a signal asked to stop, and the state is saved.
       NonFiniteError: the loss or the gradient is not finite.
     """
+    try:
+        return _take_steps(plan, state, loader, run, checkpoints, stop)
+    finally:
+        # A save that still goes on is not to be ended for taking longer than a step.
+        watchdog.at("end", plan.total)
+
+
+def _take_steps(
+    plan: Plan,
+    state: State,
+    loader: TrainLoader,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    stop: Stop,
+) -> tuple[State, float]:
     total, first = plan.total, int(state.step)
     evaluated = processes.from_first(lambda: _was_evaluated(run, plan, first))
     with (
@@ -117,7 +132,6 @@ def run_steps(
             state, scalars = plan.step(state, batch)
             log.add(step, scalars, waited)
             between.steps(step, state, stopping=stop.reached(step))
-        watchdog.at("end", total)
         return state, log.seconds()
 
 

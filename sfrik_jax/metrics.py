@@ -141,6 +141,8 @@ class Writer:
                     error.strerror,
                 )
             self._refused = True
+            # Its thread dies of such an error, and what is handed to it then waits.
+            self._events = None
 
 
 class Unseen:
@@ -159,14 +161,22 @@ class Unseen:
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, without a last line that a kill cut short."""
+    """The rows of metrics.jsonl, without a last line that a kill cut short.
+
+    Another line that is damaged is left out, and warned of.
+    """
     path = workdir / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows, damaged = [], []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            int(row["step"])
+            rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            damaged.append(number)
+    if damaged and damaged != [len(lines)]:
+        log.warning("%s: damaged lines are left out: %s", path, damaged)
     return rows
 
 

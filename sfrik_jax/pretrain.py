@@ -114,7 +114,8 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
             if processes.first():
                 print(f"{run.path} is done: step {done} of {done}")
             return 0
-        checkpoints.require_room(job.state, _milestones(job))
+        if done < job.plan.total_steps:
+            checkpoints.require_room(job.state, _milestones(job))
         _tell_changes(run, job, state)
         run.start(fingerprint, job.source.subset, step=done)
         bad.save = partial(run.write_json, bad_pictures.FILE)

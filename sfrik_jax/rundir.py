@@ -163,7 +163,8 @@ class RunDirectory:
         if not processes.first():
             return
         about = self.read_json("run.json")
-        sessions = [*about.get("sessions", []), provenance.about_this_process()]
+        session = {"step": step} | provenance.about_this_process()
+        sessions = [*about.get("sessions", []), session]
         about |= {"sessions": sessions, "data_fingerprint": fingerprint}
         if subset is not None:
             about["data_subset"] = dict(subset)

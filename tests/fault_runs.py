@@ -130,6 +130,18 @@ def weights_of(workdir: Path) -> str:
     return json.loads((workdir / "summary.json").read_text())["weights_sha256"]
 
 
+def resumed_at(workdir: Path) -> int:
+    """The step that the last session went on from; -1 before there was one."""
+    sessions = sessions_of(workdir)
+    return sessions[-1]["step"] if sessions else -1
+
+
+def sessions_of(workdir: Path) -> list[dict[str, Any]]:
+    """What is noted of the sessions that came as far as to take steps."""
+    path = workdir / "run.json"
+    return json.loads(path.read_text())["sessions"] if path.exists() else []
+
+
 def check(workdir: Path, wanted: Reference) -> None:
     """What must hold of a run at any time, whatever happened to it."""
     for step in whole_steps(workdir):

@@ -23,9 +23,12 @@ def undisturbed(data_dir, tmp_path_factory) -> runs.Reference:
 
 def session(workdir: Path, wanted: runs.Reference, faults: str = "") -> runs.Outcome:
     """A start of the run with faults, and what must hold after it."""
+    before, sessions = runs.whole_steps(workdir), runs.sessions_of(workdir)
     outcome = runs.end(runs.start(workdir, wanted.settings, faults=faults))
     assert "Traceback" not in outcome.said
     runs.check(workdir, wanted)
+    if len(runs.sessions_of(workdir)) > len(sessions):
+        assert runs.resumed_at(workdir) == max(before, default=0)
     return outcome
 
 
@@ -85,13 +88,15 @@ def test_k1_fifty_kills_at_any_moment_leave_the_same_bits(undisturbed, tmp_path)
     shutil.rmtree(run)
     kills = finished = 0
     while kills < 50:
-        before = runs.whole_steps(run)
+        before, sessions = runs.whole_steps(run), len(runs.sessions_of(run))
         process = runs.start(run, undisturbed.settings)
         time.sleep(rng.uniform(0, length))
         process.kill()
         outcome = runs.end(process)
         runs.check(run, undisturbed)
         assert max(runs.whole_steps(run), default=0) >= max(before, default=0)
+        if len(runs.sessions_of(run)) > sessions:
+            assert runs.resumed_at(run) == max(before, default=0)
         if outcome.code == 0:
             runs.check_finished(run, undisturbed)
             finished += 1

@@ -25,20 +25,20 @@ LEVELS = [
     "feature_set.checks feature_set.layout files interrupts mesh mmd_forms "
     "models.layers models.norm planning.programs processes.cluster processes.talk "
     "report.run resample weights.exported weights.stored",
-    "augment checkpoint.description checkpoint.manifest checkpoint.room covariance "
-    "data.builders.base data.builders.registered data.decode data.fashion_mini.make "
-    "data.hashes data.photos data.sources data.subsets eval_checks "
-    "evaluators.descent evaluators.gauges evaluators.knn evaluators.linear "
-    "evaluators.scores evaluators.voc_svm feature_set.described feature_set.shard "
+    "augment checkpoint.manifest checkpoint.room covariance data.builders.base "
+    "data.builders.registered data.decode data.fashion_mini.make data.hashes "
+    "data.photos data.sources data.subsets eval_checks evaluators.descent "
+    "evaluators.gauges evaluators.knn evaluators.linear evaluators.scores "
+    "evaluators.voc_svm feature_set.described feature_set.shard "
     "feature_set.shard_file locks mmd models.projector models.resnet "
     "planning.arithmetic planning.memory planning.received planning.told "
     "processes.roll_call provenance report.curves report.records report.verdict "
     "weights.archives weights.pickled weights.safetensors_files",
-    "config_checks data.builders.binary data.builders.fashion "
-    "data.builders.imagenet data.builders.patches data.joined data.tfds_source "
-    "encoding evaluators evaluators.choosing evaluators.pictures feature_set.reader "
-    "feature_set.writer losses models processes report.accuracy report.evaluations "
-    "weights.torch_files",
+    "checkpoint.description config_checks data.builders.binary "
+    "data.builders.fashion data.builders.imagenet data.builders.patches data.joined "
+    "data.tfds_source encoding evaluators evaluators.choosing evaluators.pictures "
+    "feature_set.reader feature_set.writer losses models processes report.accuracy "
+    "report.evaluations weights.torch_files",
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
     "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
     "report train_state weights.names",

@@ -13,7 +13,7 @@ stops: it never starts afresh in silence.
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from sfrik_jax.errors import (
     CorruptInputError,
     DiskFullError,
     MismatchError,
-    OutputError,
+    MissingInputError,
     Preempted,
     SfrikError,
 )
-from sfrik_jax.files import output_error
 
 log = logging.getLogger("sfrik")
 
@@ -61,7 +60,9 @@ class Checkpoints:
         self._failure: SfrikError | None = None  # of the last save
         if read_only:
             return
-        self._remedy = "they are kept as *.corrupt. Start in another --workdir"
+        self._remedy = (
+            "nothing is deleted. Look at the disk, or start in another --workdir"
+        )
         if processes.first():
             folder.tidy_up(self.directory)
         processes.barrier()
@@ -97,8 +98,10 @@ class Checkpoints:
             oldest is still there.
         """
         size = room.bytes_of(abstract)
-        count = max(1, self._keep + 1 + milestones - len(self.steps()))
-        free = processes.from_first(lambda: room.free_bytes(self.directory))
+        stored, free = processes.from_first(
+            lambda: (len(self.steps()), room.free_bytes(self.directory))
+        )
+        count = max(1, self._keep + 1 + milestones - stored)
         if free < count * size:
             raise processes.of_all(
                 DiskFullError(
@@ -120,7 +123,9 @@ class Checkpoints:
           DiskFullError: no room is left. OutputError: the disk refuses it otherwise.
         """
         self._finish()
-        while step not in self.steps():
+        # Of the first process: another host's listing may be older.
+        while step not in processes.from_first(self.steps):
+            self._delete_oldest()
             self._start(step, state)
             if not wait:
                 return
@@ -136,7 +141,7 @@ class Checkpoints:
                 self._writer.check()
             except Exception as error:
                 self._note(error)
-        return self._failure is not None
+        return self._failure is not None and self._saving is None
 
     def restore(self, abstract: Any, only: int | None = None) -> Any | None:
         """The newest state that is whole, or None where nothing was ever saved.
@@ -150,30 +155,55 @@ class Checkpoints:
           MismatchError: one is whole, of other leaves, dtypes or shapes than
             `abstract`, or of another format.
         """
-        bad = []
+        bad: dict[int, str] = {}
         stored = processes.from_first(self.steps) if only is None else [only]
         for step in reversed(stored):
             faults.at("restore", step)
             state, problem = self._restore_step(step, abstract)
             if not problem:
-                for found in bad:
-                    log.warning("SFRIK-CKPT-CORRUPT %s; using step %d", found, step)
+                self._set_aside(bad, step)
                 return state
-            bad.append(f"step {step}: {problem}")
-            if not self._read_only:
-                if processes.first():
-                    folder.set_aside(self.directory, step)
-                processes.barrier()
+            bad[step] = problem
+        if self._read_only and not all(map(self._is_there, bad)):
+            return self._restore_again(abstract, only)
         # Also those that an earlier start set aside: a second try is no fresh start.
-        bad = bad or processes.from_first(lambda: folder.corrupt(self.directory))
-        if bad:
+        told = [f"step {step}: {problem}" for step, problem in bad.items()]
+        told = told or processes.from_first(lambda: folder.corrupt(self.directory))
+        if told:
             raise processes.of_all(
                 CorruptInputError(
-                    f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}); "
+                    f"no checkpoint in {self.directory} is whole ({'; '.join(told)}); "
                     + self._remedy
                 )
             )
         return None
+
+    def _restore_again(self, abstract: Any, only: int | None) -> Any | None:
+        """What was read has been deleted meanwhile by the run that writes here."""
+        if only is None:
+            return self.restore(abstract)
+        raise MissingInputError(
+            f"the checkpoint {self.directory / str(only)} was deleted while it was "
+            "read; name a newer one"
+        )
+
+    def _set_aside(self, bad: Mapping[int, str], used: int) -> None:
+        """Renames those that failed, now that an older one is whole.
+
+        Not before: where none can be read, the disk may be to blame, and not they.
+        """
+        for step, problem in bad.items():
+            log.warning(
+                "SFRIK-CKPT-CORRUPT step %d: %s; using step %d", step, problem, used
+            )
+        if bad and not self._read_only:
+            if processes.first():
+                for step in bad:
+                    folder.set_aside(self.directory, step)
+            processes.barrier()
+
+    def _is_there(self, step: int) -> bool:
+        return (self.directory / str(step)).is_dir()
 
     def _restore_step(self, step: int, abstract: Any) -> tuple[Any, str]:
         """A state, or why it is not to be used."""
@@ -218,6 +248,9 @@ class Checkpoints:
             return
         step, self._saving, self._failure = self._saving, None, None
         faults.at("after_commit", step)
+        self._delete_oldest()
+
+    def _delete_oldest(self) -> None:
         if processes.first():
             folder.delete_oldest(self.directory, self._keep, self._keep_period)
 
@@ -228,26 +261,18 @@ class Checkpoints:
     def _note(self, error: Exception) -> None:
         """Cleans up after a save that failed; raises where it is not tried again."""
         step, self._saving = self._saving, None
-        if not (room.is_full(error) or isinstance(error, (OSError, SfrikError))):
+        about = error if isinstance(error, SfrikError) else room.of_the_disk(error)
+        if about is None:
             raise error
         for path in store.unfinished(self.directory, str(step)):
             shutil.rmtree(path, ignore_errors=True)
-        kept = f"step {self.steps()[-1]} is kept" if self.steps() else "none is stored"
-        failure: SfrikError
-        if room.is_full(error) or isinstance(error, DiskFullError):
-            failure = DiskFullError(
-                f"the disk is full: the checkpoint of step {step} does not fit into "
-                f"{self.directory} ({room.words(self._size)} needed, "
-                f"{room.words(room.free_bytes(self.directory))} free); {kept}. Make "
-                "room and run the same command again"
-            )
-        else:
-            about = error if isinstance(error, OSError) else OSError(str(error))
-            failure = OutputError(f"{output_error(self.directory, about)}; {kept}")
+        stored = self.steps()
+        kept = f"step {stored[-1]} is kept" if stored else "none is stored"
+        failure = room.told(about, step, self.directory, self._size, kept)
         if self._failure is not None or processes.count() > 1:
             raise failure from error
         self._failure = failure
-        log.warning("%s; trying once more", failure)
+        log.warning("%s; it is tried once more", failure)
 
 
 def _read(read: Callable[[], Any]) -> tuple[Any, str]:

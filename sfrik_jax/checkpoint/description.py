@@ -1,12 +1,11 @@
 """What a checkpoint says of itself: its leaves with dtype, shape and digest."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from sfrik_jax.checkpoint.digest import digests
+from sfrik_jax.checkpoint.manifest import check_sum
 from sfrik_jax.leaves import by_path
 from sfrik_jax.version import VERSION
 
@@ -22,7 +21,7 @@ def describe(state: Any) -> dict[str, Any]:
         "versions": versions(),
         "leaves": {k: {"type": _type(leaves[k]), "digest": found[k]} for k in leaves},
     }
-    return content | {"check": _check(content)}
+    return content | {"check": check_sum(content)}
 
 
 def versions() -> dict[str, str]:
@@ -37,7 +36,7 @@ def versions() -> dict[str, str]:
 def checked(meta: dict[str, Any]) -> dict[str, Any]:
     """A description that is as it was written. Errors: ValueError, AttributeError."""
     content = {key: value for key, value in meta.items() if key != "check"}
-    if meta.get("check") != _check(content):
+    if meta.get("check") != check_sum(content):
         raise ValueError("its description is damaged")
     return content
 
@@ -76,7 +75,3 @@ def _type(leaf: Any) -> str:
 
 def _told(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _check(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sfrik_jax import faults
 from sfrik_jax.checkpoint import store
-from sfrik_jax.files import make_folder
+from sfrik_jax.files import make_folder, output_error
 
 log = logging.getLogger("sfrik")
 
@@ -53,13 +53,20 @@ def delete_oldest(directory: Path, keep: int, period: int | None) -> None:
 
 
 def set_aside(directory: Path, step: int) -> None:
-    """Renames a checkpoint that failed a check, and keeps it."""
+    """Renames a checkpoint that failed a check, and keeps it.
+
+    Raises:
+      OutputError: the system refuses it.
+    """
     path = directory / str(step)
     target, number = path.with_name(f"{step}.corrupt"), 1
     while target.exists():
         number += 1
         target = path.with_name(f"{step}.corrupt{number}")
-    path.rename(target)
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def corrupt(directory: Path) -> list[str]:

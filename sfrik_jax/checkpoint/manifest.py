@@ -7,8 +7,9 @@ step has one, and every file that it names is on the disk by then.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sfrik_jax import files
 
@@ -21,7 +22,7 @@ _PIECE = 2**22
 def write(directory: Path) -> None:
     """Lists the files of a checkpoint and brings them to the disk."""
     listed = {name: _sha256(directory / name, sync=True) for name in _files(directory)}
-    content = {"files": listed, "check": _check(listed)}
+    content = {"files": listed, "check": check_sum(listed)}
     files.write_whole(directory / NAME, json.dumps(content, indent=0).encode())
 
 
@@ -31,7 +32,7 @@ def problem(directory: Path) -> str:
         with _opened(directory / NAME) as file:
             content = json.loads(file.read())
         listed = dict(content["files"])
-        if content["check"] != _check(listed):
+        if content["check"] != check_sum(listed):
             return f"{NAME} is damaged"
     except FileNotFoundError:
         return f"{NAME} is missing"
@@ -80,5 +81,6 @@ def _opened(path: Path) -> IO[bytes]:
     return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
 
 
-def _check(listed: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+def check_sum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what JSON makes of a mapping, whatever its order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,15 +10,13 @@ from typing import Any
 
 import jax
 
-from sfrik_jax.files import NO_ROOM
+from sfrik_jax.errors import DiskFullError, OutputError, SfrikError
+from sfrik_jax.files import NO_ROOM, output_error
 
 # Metadata and digests take this much; the values do not compress.
 _RESERVE = 2**20
-# What the system and the libraries below Orbax say. A file that is longer than the
-# process may write is too large in the same way.
-_FULL = re.compile(
-    r"no space left|quota exceeded|file too large|os_error_code='(28|122|27)'", re.I
-)
+# The system's number in the words of tensorstore, which knows no OSError.
+_NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 
 def bytes_of(state: Any) -> int:
@@ -32,10 +31,37 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error of writing means that no room is left."""
-    number = getattr(error, "errno", None)
-    return number in (*NO_ROOM, errno.EFBIG) or bool(_FULL.search(str(error)))
+def of_the_disk(error: BaseException) -> OSError | None:
+    """An error of writing as the system means it; None where it is none."""
+    if isinstance(error, OSError):
+        return error
+    found = _NUMBER.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether no room is left, or a file is longer than this process may write."""
+    return error.errno in (*NO_ROOM, errno.EFBIG)
+
+
+def told(
+    error: OSError | SfrikError, step: int | None, directory: Path, size: int, kept: str
+) -> SfrikError:
+    """What the failed save of a step means for the user.
+
+    Args: size: of the checkpoint. kept: what the directory still holds, in words.
+    """
+    if isinstance(error, DiskFullError) or (
+        isinstance(error, OSError) and is_full(error)
+    ):
+        return DiskFullError(
+            f"the disk is full: the checkpoint of step {step} does not fit into "
+            f"{directory} ({words(size)} needed, {words(free_bytes(directory))} free); "
+            f"{kept}. Make room and run the same command again"
+        )
+    if isinstance(error, SfrikError):
+        return error
+    return OutputError(f"{output_error(directory, error)}; {kept}")
 
 
 def words(count: int) -> str:

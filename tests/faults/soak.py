@@ -8,8 +8,8 @@ the same faults; a kill at a moment meets the program where the machine has got 
 
 After each session:
 - its exit code is one that the fault may lead to, and nothing ended in a traceback;
-- a checkpoint that was whole before, and is not beyond the newest two, is still there,
-  or a newer one is;
+- it went on from the newest checkpoint that was whole, and that one or a newer one is
+  there after it; one that was damaged is set aside;
 - every whole checkpoint has the bits that an undisturbed run has at that step, and so
   has every row of metrics, each step once;
 - what is on the disk is not more than the checkpoints that are kept and one more;
@@ -32,19 +32,11 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import fault_runs as runs
 
+from sfrik_jax import faults
 from sfrik_jax.checkpoint import manifest
 from sfrik_jax.data import builders
 
-POINTS = (
-    "restore",
-    "data_read",
-    "step",
-    "before_save",
-    "in_save",
-    "after_commit",
-    "delete",
-    "eval",
-)
+POINTS = [point for point in faults.POINTS if point != "metrics"]
 
 
 class Soak:
@@ -77,6 +69,7 @@ class Soak:
         [fault] = self.rng.choices(list(FAULTS), list(FAULTS.values()))
         name = fault.__name__
         before = runs.whole_steps(self.workdir)
+        sessions = len(runs.sessions_of(self.workdir))
         outcome, allowed = fault(self)
         after = runs.whole_steps(self.workdir)
         self.note(name, outcome, before, after)
@@ -89,6 +82,10 @@ class Soak:
             return
         kept = self.undamaged(before)
         assert not kept or max(after, default=0) >= max(kept), (before, after)
+        if len(runs.sessions_of(self.workdir)) > sessions:
+            assert runs.resumed_at(self.workdir) == max(kept, default=0)
+        if before and self.damaged == {before[-1]}:
+            assert (self.workdir / "checkpoints" / f"{before[-1]}.corrupt").is_dir()
         runs.check(self.workdir, self.wanted)
         self.check_litter()
         if outcome.code == 0:
@@ -106,16 +103,16 @@ class Soak:
         folder = self.workdir / "checkpoints"
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         own = [name for name in names if ".corrupt" not in name]
-        assert len(own) <= runs.KEPT + 2, own
+        assert len(own) <= runs.KEPT + 1, own
 
-    def run(self, faults: str = "") -> "runs.Outcome":
+    def run(self, points: str = "") -> "runs.Outcome":
         """A session that ends by itself."""
-        return runs.end(self.start(faults))
+        return runs.end(self.start(points))
 
-    def start(self, faults: str = ""):
+    def start(self, points: str = ""):
         """A session."""
         self.damaged: set[int] = set()
-        return runs.start(self.workdir, self.wanted.settings, faults=faults)
+        return runs.start(self.workdir, self.wanted.settings, faults=points)
 
     def note(self, name, outcome, before, after) -> None:
         """A line for each session."""
