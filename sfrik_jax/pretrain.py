@@ -117,6 +117,7 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
         if done < job.plan.total_steps:
             checkpoints.require_room(job.state, _milestones(job))
         _tell_changes(run, job, state)
+        run.remove("summary.json")  # before the new settings: it is of the old ones
         run.start(fingerprint, job.source.subset, step=done)
         bad.save = partial(run.write_json, bad_pictures.FILE)
         if bad.noted:

@@ -2,18 +2,22 @@
 
 Those that leave weights and data alone (`settings.RESUME_FREE`), and more epochs than
 before; others when they are allowed by name; those that the tensors of the state depend
-on (`settings.RESUME_NEVER`) never.
+on (`settings.RESUME_NEVER`), or that name the data (`OF_THE_DATA`), never.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sfrik_jax import config_keys, processes
 from sfrik_jax.errors import MismatchError
-from sfrik_jax.settings import RESUME_FREE, RESUME_NEVER
+from sfrik_jax.settings import RESUME_FREE, RESUME_NEVER, VARIANTS
 
 Change = tuple[str, Any, Any]  # key, value before, value now
+
+# What names the data: others have another fingerprint, which ends a run in any case.
+OF_THE_DATA = ("data.source", "data.name", "data.train_split", "data.subset")
+NEVER = (*RESUME_NEVER, *OF_THE_DATA)
 
 
 def conflicts(changes: Iterable[Change], allowed: Collection[str] = ()) -> list[Change]:
@@ -27,24 +31,40 @@ def conflicts(changes: Iterable[Change], allowed: Collection[str] = ()) -> list[
         if not (
             change[0].startswith(RESUME_FREE)
             or _longer(*change)
-            or (_named(change[0], allowed) and not change[0].startswith(RESUME_NEVER))
+            or (_named(change[0], allowed) and not change[0].startswith(NEVER))
         )
     ]
 
 
-def remedy(found: Iterable[Change], job: str = "pretrain") -> str:
+def remedy(found: Sequence[Change], job: str = "pretrain") -> str:
     """What to do about the `conflicts` of a job; of pretraining some can be allowed."""
-    keys = [key for key, *_ in found]
-    never = [key for key in keys if key.startswith(RESUME_NEVER)]
+    reasons = {
+        RESUME_NEVER: "the stored state has other tensors",
+        OF_THE_DATA: "a run stays with the data that it was started with",
+    }
+    never = []
+    for group, reason in reasons.items():
+        keys = [key for key, *_ in found if key.startswith(group)]
+        if keys:
+            never.append(f"{', '.join(keys)} cannot be changed, as {reason}")
     if never:
-        return (
-            f"{', '.join(never)} cannot be changed, as the stored state has other "
-            "tensors; use those settings, or another --workdir"
-        )
+        return f"{'; '.join(never)}; use those settings, or another --workdir"
     if job != "pretrain":
         return "use those settings, or another --workdir"
-    flags = " ".join(f"--allow-config-change {key}" for key in keys)
+    flags = " ".join(f"--allow-config-change {name}" for name in _names(found))
     return f"use those settings, or another --workdir, or go on with {flags}"
+
+
+def _names(found: Sequence[Change]) -> list[str]:
+    """What allows changes: settings, or the section where they depend on a name."""
+    changed = {key for key, *_ in found}
+    names = []
+    for key, before, now in found:
+        section = key.partition(".")[0]
+        selector, _ = VARIANTS.get(section, ("", {}))
+        whole = selector in changed or None in (before, now)
+        names.append(section if whole else key)
+    return list(dict.fromkeys(names))
 
 
 def refuse_the_past(done: int, total: int, run: Path) -> None:

@@ -117,6 +117,11 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
 
+    def remove(self, name: str) -> None:
+        """Removes a file of the directory, if it is there."""
+        if processes.first():
+            (self.path / name).unlink(missing_ok=True)
+
     def agree_on_data(self, fingerprint: str) -> None:
         """Compares the training data's fingerprint with the noted one.
 

@@ -8,16 +8,12 @@ is kept, and what failed or was stopped is tried again and goes on where it was.
 """
 
 import contextlib
-import hashlib
-import itertools
 import json
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,28 +21,25 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
 from sfrik_jax import resuming
-from sfrik_jax.errors import ConfigError, Preempted, SfrikError
+from sfrik_jax.errors import (
+    ConfigError,
+    DiskFullError,
+    LostPeerError,
+    OutputError,
+    Preempted,
+    SfrikError,
+)
 from sfrik_jax.files import make_folder, write_whole
+from sfrik_jax.grids import Run
 from sfrik_jax.interrupts import SIGNALS
 from sfrik_jax.locks import Lock
 
 PROGRAM = (sys.executable, "-m", "sfrik_jax")
 WAITING, RUNNING, DONE, STOPPED = "waiting", "running", "done", "stopped"
-NAME_LENGTH = 100
+ELSEWHERE = "running elsewhere"
 PAUSE = 0.1
-
-Overrides = dict[str, str]  # setting -> its text
-
-
-class Run(NamedTuple):
-    """One run of a sweep: a plain file name, and what it sets."""
-
-    name: str
-    overrides: Overrides
-
-    def texts(self) -> list[str]:
-        """The overrides as `configs.load` takes them."""
-        return [f"{key}={text}" for key, text in self.overrides.items()]
+# Seconds in which a run ends whose own grace is over.
+LATER = 5.0
 
 
 class Sweep(NamedTuple):
@@ -73,80 +66,6 @@ class Sweep(NamedTuple):
         return ["pretrain", "--config", self.spec, "--workdir", place, *texts]
 
 
-def parse_grid(text: str) -> tuple[str, list[str]]:
-    """`key=a,b` to the setting and the texts of its values.
-
-    Commas inside brackets and quotes part no values: `loss.weights=(1,),(1,40)`.
-    Errors: ConfigError.
-    """
-    key, equals, listed = text.partition("=")
-    values = [value.strip() for value in _parted(listed)]
-    if not equals or not all(values):
-        raise ConfigError(f"--grid {text}: write KEY=VALUE,VALUE …")
-    if len(set(values)) < len(values):
-        raise ConfigError(f"--grid {text}: a value is there twice")
-    return key, values
-
-
-def _parted(text: str) -> list[str]:
-    depth, quote, parts = 0, "", [""]
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        depth += (letter in "([{") - (letter in ")]}") if not quote else 0
-        if letter == "," and not quote and depth <= 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
-
-
-def product(grids: Iterable[tuple[str, list[str]]]) -> list[Overrides]:
-    """Every choice of one value of each setting; the last setting changes fastest.
-
-    Errors: ConfigError for a setting that is there twice.
-    """
-    grids = list(grids)
-    keys = [key for key, _ in grids]
-    twice = [key for key, times in Counter(keys).items() if times > 1]
-    if twice:
-        raise ConfigError(f"--grid {twice[0]} is there twice; list all its values once")
-    choices = itertools.product(*(values for _, values in grids))
-    return [dict(zip(keys, choice, strict=True)) for choice in choices]
-
-
-def named(points: Sequence[Overrides]) -> list[Run]:
-    """Runs with names that say what they set, each once.
-
-    `loss.weights=(1,40)` and `model.embed_dim=64` give `weights-1-40_embed_dim-64`. A
-    name that is too long, or that two would have, ends in a hash of the settings.
-    """
-    short = {key: key.rpartition(".")[2] for point in points for key in point}
-    taken = Counter(short.values())
-    words = {key: last if taken[last] == 1 else key for key, last in short.items()}
-    names = ["_".join(f"{words[k]}-{_plain(v)}" for k, v in p.items()) for p in points]
-    count = Counter(names)
-    return [
-        Run(name if _good(name, count) else _hashed(name, point), point)
-        for name, point in zip(names, points, strict=True)
-    ]
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^\w.+]+", "-", text, flags=re.ASCII).strip("-")
-
-
-def _good(name: str, count: Counter[str]) -> bool:
-    return count[name] == 1 and len(name) <= NAME_LENGTH
-
-
-def _hashed(name: str, point: Overrides) -> str:
-    text = json.dumps(point, sort_keys=True)
-    return f"{name[:NAME_LENGTH]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
 def is_done(directory: Path, config: ConfigDict) -> bool:
     """Whether a run directory holds the end of a run of these settings."""
     if not all(
@@ -168,14 +87,21 @@ class Board:
         self.states = {run.name: WAITING for run in sweep.runs}
 
     def set(self, name: str, state: str) -> None:
-        """Notes that a run has come to a state."""
+        """Notes that a run has come to a state; the runs do not end for a note."""
         self.states[name] = state
         done = sum(each == DONE for each in self.states.values())
-        self._say(f"sweep: {name} {state} ({done} of {len(self.states)} done)")
-        self.write()
+        self._tell(f"sweep: {name} {state} ({done} of {len(self.states)} done)")
+        try:
+            self.write()
+        except (DiskFullError, OutputError) as error:
+            self._tell(f"sweep: {error}; the runs go on")
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            self._say(line)
 
     def write(self) -> None:
-        """Keeps the states."""
+        """Keeps the states. Raises: as `files.write_whole`."""
         runs = [
             {"name": r.name, "overrides": r.overrides, "state": self.states[r.name]}
             for r in self._sweep.runs
@@ -184,28 +110,31 @@ class Board:
         write_whole(self._path, (json.dumps(about, indent=2) + "\n").encode())
 
 
+def print_at_once(line: str) -> None:
+    """Prints a line that a file shows at once too."""
+    print(line, flush=True)
+
+
 def carry_out(
     sweep: Sweep,
     directory: Path,
     *,
     jobs: int = 1,
     program: Sequence[str] = PROGRAM,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_at_once,
 ) -> dict[str, str]:
     """Runs what is not done yet, `jobs` at a time; the state of each run by name.
 
-    A signal is handed on to the runs, which save and stop.
+    A signal is handed on to the runs, which save and stop. A run that another sweep
+    has left behind, or a user has started, goes on by itself.
 
     Raises:
       ConfigError: the settings of a run are wrong; none was started.
       OutputError: another sweep holds the directory.
       Preempted: a signal asked to stop.
     """
-    for run in sweep.runs:
-        try:
-            configs.validate(sweep.config(run))
-        except ConfigError as error:
-            raise ConfigError(f"run {run.name}: {error}") from error
+    settings = _checked(sweep)
+    grace = max(config.processes.grace_seconds for config in settings.values()) + LATER
     make_folder(directory)
     what = f"--workdir {directory}"
     with Lock(directory / "lock", what, "wait for that sweep"):
@@ -213,30 +142,49 @@ def carry_out(
         board.write()
         waiting = []
         for run in sweep.runs:
-            if is_done(directory / run.name, sweep.config(run)):
+            if is_done(directory / run.name, settings[run.name]):
                 board.set(run.name, DONE)
             else:
                 waiting.append(run)
-        _run_all(sweep, directory, waiting, board, jobs, program)
+        commands = {
+            run.name: [*program, *sweep.command(run, directory)] for run in waiting
+        }
+        _run_all(commands, directory, board, jobs, grace)
     return board.states
 
 
+def _checked(sweep: Sweep) -> dict[str, ConfigDict]:
+    """The settings of each run. Errors: ConfigError naming the run."""
+    settings = {}
+    for run in sweep.runs:
+        try:
+            settings[run.name] = sweep.config(run)
+            configs.validate(settings[run.name])
+        except ConfigError as error:
+            raise ConfigError(f"run {run.name}: {error}") from error
+    return settings
+
+
 def _run_all(
-    sweep: Sweep,
+    commands: Mapping[str, Sequence[str]],
     directory: Path,
-    waiting: list[Run],
     board: Board,
     jobs: int,
-    program: Sequence[str],
+    grace: float,
 ) -> None:
+    waiting = list(commands)
     running: dict[str, subprocess.Popen[bytes]] = {}
-    with _handing_on(running) as asked:
+    with _handing_on(running, grace) as asked:
         while running or (waiting and not asked):
             while waiting and len(running) < jobs and not asked:
-                run = waiting.pop(0)
-                board.set(run.name, RUNNING)
-                words = [*program, *sweep.command(run, directory)]
-                running[run.name] = _start(words, directory / run.name)
+                name = waiting.pop(0)
+                if _is_held(directory / name):
+                    board.set(name, ELSEWHERE)
+                    continue
+                board.set(name, RUNNING)
+                running[name] = _start(commands[name], directory / name)
+                if asked:  # it came while this one started
+                    _ask(running[name])
             time.sleep(PAUSE)
             for name, process in list(running.items()):
                 if process.poll() is not None:
@@ -259,32 +207,77 @@ def _start(words: Sequence[str], place: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def _is_held(place: Path) -> bool:
+    """Whether a process is at work in a run directory."""
+    path = place / "lock"
+    if not path.exists():
+        return False
+    try:
+        Lock(path, str(place), "wait for it").close()
+    except OutputError:
+        return True
+    except OSError:  # the run itself says what is wrong there
+        return False
+    return False
+
+
+def _ask(process: subprocess.Popen[bytes]) -> None:
+    """Asks a run to save and stop."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+
+
 @contextlib.contextmanager
-def _handing_on(running: dict[str, subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Hands signals on to what runs; the signals so far. Nothing is left behind."""
+def _handing_on(
+    running: dict[str, subprocess.Popen[bytes]], grace: float
+) -> Iterator[list[int]]:
+    """Hands signals on to what runs; the signals so far.
+
+    Nothing is left behind: what runs when an error ends the sweep is asked to stop too,
+    and is killed `grace` seconds later.
+    """
     asked: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
         asked.append(number)
         for process in list(running.values()):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+            _ask(process)
 
-    handled = (*SIGNALS, signal.SIGHUP)
+    # What is ignored stays so: nohup means that a closed terminal ends nothing.
+    handled = [
+        number
+        for number in (*SIGNALS, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, hand_on) for number in handled}
     try:
         yield asked
     finally:
+        # A second signal would end at once those that were asked before.
+        for process in () if asked else running.values():
+            _ask(process)
+        _end_within(grace, list(running.values()))
         for number, handler in before.items():
             signal.signal(number, handler)
-        for process in running.values():
+
+
+def _end_within(seconds: float, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Waits for processes to end, and kills those that have not by then."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 def state_of(code: int) -> str:
-    """The state of a run whose process has ended."""
+    """The state of a run whose process has ended: stopped where it can just go on."""
+    if code < 0:
+        return f"{STOPPED} ({signal.Signals(-code).name})"
+    if code == LostPeerError.code:
+        return f"{STOPPED} (code {code})"
     if code == Preempted.code:
         return STOPPED
-    if code < 0:
-        return f"failed ({signal.Signals(-code).name})"
     return f"failed (code {code})" if code else DONE

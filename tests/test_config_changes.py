@@ -6,7 +6,7 @@ import pytest
 from test_pretrain import SMALL, command
 
 from sfrik_jax import config as configs
-from sfrik_jax import metrics, resuming
+from sfrik_jax import metrics, resuming, sweeps
 from sfrik_jax.__main__ import main
 from sfrik_jax.errors import ConfigError
 
@@ -14,16 +14,19 @@ FREE = [("log.every_steps", 5, 7), ("eval.every_epochs", 1, 2), ("mesh.data", 1,
 FORBIDDEN = [
     ("seed", 0, 1),
     ("data.batch_size", 16, 32),
-    ("data.train_split", "train", "train[:9]"),
     ("optim.base_lr", 1.0, 2.0),
     ("optim.epochs", 3, 2),
-    ("loss.temperature", None, 0.15),
+    ("loss.temperature", 0.1, 0.15),
     ("step.micro_batches", 1, 2),
 ]
 NEVER = [
     ("model.width", 4, 8),
     ("model.dtype", "float32", "bfloat16"),
     ("optim.name", "lars", "sgd"),
+    ("data.name", "stl10", "imagenet2012"),
+    ("data.source", "tfds", "folder"),
+    ("data.subset", "", "in20"),
+    ("data.train_split", "train", "train[:9]"),
 ]
 
 
@@ -43,11 +46,43 @@ def test_f2_a_forbidden_change_is_let_through_by_its_name_or_section(change):
 
 
 @pytest.mark.parametrize("change", NEVER, ids=lambda change: change[0])
-def test_f2_what_gives_the_state_other_tensors_is_never_let_through(change):
+def test_f2_other_tensors_and_other_data_are_never_let_through(change):
     key = change[0]
     assert resuming.conflicts([change], [key, key.partition(".")[0]]) == [change]
     assert f"{key} cannot be changed" in resuming.remedy([change])
     assert "--allow-config-change" not in resuming.remedy([change])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["loss.method=simclr", "seed=1"], ["seed", "loss"]),
+        (["augment.recipe=swav"], ["augment"]),
+        (["loss.weights=1,", "augment.hue=0"], ["augment.hue", "loss.weights"]),
+    ],
+)
+def test_f2_the_advice_is_taken(overrides, names):
+    """Also where another method or recipe takes settings away."""
+    before, now = (
+        configs.default(),
+        configs.apply_overrides(configs.default(), overrides),
+    )
+    changes = configs.diff(before, now)
+    advice = resuming.remedy(resuming.conflicts(changes))
+    words = advice.partition("--allow-config-change ")[2]
+    found = words.split(" --allow-config-change ")
+    assert found == names
+    allowed = resuming.checked(found, configs.flatten(now))
+    assert resuming.conflicts(changes, allowed) == []
+    # Of another method's settings those that are gone have no name of their own.
+    left = resuming.conflicts(changes, ["loss.method", "augment.recipe"])
+    assert set(resuming._names(left)) <= {*names, *configs.flatten(now)}
+
+
+def test_f2_both_reasons_are_given():
+    said = resuming.remedy([*NEVER, ("seed", 0, 1)])
+    assert "model.width, model.dtype, optim.name cannot be changed, as the sto" in said
+    assert "data.subset, data.train_split cannot be changed, as a run stays wi" in said
 
 
 def test_f2_a_name_that_is_no_setting_is_refused_with_the_nearest():
@@ -82,8 +117,12 @@ def test_f2_changed_settings_end_with_78_or_are_told_and_recorded(
     assert (run / "run.json").read_text() == before
     # More epochs, another rate by name, and a log of every second step.
     other = [*own, longer, lower, "log.every_steps=2"]
+    # The end of the shorter run is not that of the longer one.
+    (run / "summary.json").write_text("{}")
+    assert sweeps.is_done(run, configs.load(run))
     arm("step:6=term")
     assert main([*command(run, other), *allow]) == 75
+    assert not sweeps.is_done(run, configs.load(run))
     said = capsys.readouterr().err
     # A cosine of four steps is at its end, one of eight half way.
     assert "SFRIK-CONFIG-CHANGED optim.epochs: 1 -> 2 from step 5 on, where " in said

@@ -22,7 +22,7 @@ LEVELS = [
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
     "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
-    "feature_set.checks feature_set.layout files interrupts mesh mmd_forms "
+    "feature_set.checks feature_set.layout files grids interrupts mesh mmd_forms "
     "models.layers models.norm planning.programs processes.cluster processes.talk "
     "report.run resample weights.exported weights.stored",
     "augment checkpoint.manifest checkpoint.room covariance data.builders.base "

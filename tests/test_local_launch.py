@@ -143,6 +143,18 @@ def test_a_signal_reaches_all_and_nothing_starts_again(tmp_path, number):
     assert len((tmp_path / "rounds0").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_hangup_that_is_ignored_stays_so(launch, handler):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        assert launch("0") == (0, 1)
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert ignored == (handler == signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_script_hands_its_words_to_the_supervisor(tmp_path):
     """In a copy of the tree with an interpreter in place of an installation."""
     tree = tmp_path / "tree"

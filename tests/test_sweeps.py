@@ -1,5 +1,6 @@
 """F3: many runs; one that fails leaves the others alone, and is tried again."""
 
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,9 @@ from test_many_processes import environment
 from test_pretrain import ROOT, SMALL
 
 from sfrik_jax import config as configs
-from sfrik_jax import sweeps
+from sfrik_jax import grids, sweeps
 from sfrik_jax.__main__ import main
-from sfrik_jax.errors import ConfigError, OutputError, Preempted
+from sfrik_jax.errors import ConfigError, DiskFullError, OutputError, Preempted
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 GRIDS = ["loss.weights=(1,),(1,40)", "model.embed_dim=64,128,256"]
@@ -39,6 +40,8 @@ code = json.loads((run.parent / "codes.json").read_text()).get(run.name, 0)
 while code == "waits":
     time.sleep(0.05)
     code = 75 if stopped else code
+    if stopped:
+        print("saved")
 if code == 0:
     (run / "config.json").write_text(configs.to_json(configs.load(spec, texts)))
     (run / "summary.json").write_text("{}")
@@ -55,9 +58,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def plan(grids=GRIDS, common=()) -> sweeps.Sweep:
-    points = sweeps.product(map(sweeps.parse_grid, grids))
-    return sweeps.Sweep(QUICKSTART, list(common), sweeps.named(points))
+def plan(texts=GRIDS, common=()) -> sweeps.Sweep:
+    points = grids.product(map(grids.parse_grid, texts))
+    return sweeps.Sweep(QUICKSTART, list(common), grids.named(points))
 
 
 def carry_out(place: Path, codes: dict, **settings) -> dict[str, str]:
@@ -86,13 +89,13 @@ def ran(place: Path) -> list[str]:
     ],
 )
 def test_values_are_parted_by_commas_outside_of_brackets(text, values):
-    assert sweeps.parse_grid(text) == (text.partition("=")[0], values)
+    assert grids.parse_grid(text) == (text.partition("=")[0], values)
 
 
 @pytest.mark.parametrize("text", ["seed", "seed=", "seed=1,", "seed=1,1", "seed=,"])
 def test_a_grid_that_means_nothing_is_refused(text):
     with pytest.raises(ConfigError, match=r"--grid seed"):
-        sweeps.parse_grid(text)
+        grids.parse_grid(text)
 
 
 def test_a_run_is_called_after_what_it_sets():
@@ -109,6 +112,9 @@ def test_a_run_is_called_after_what_it_sets():
     assert len(set(names)) == 3
     assert names[2] == "train_split-..-x"
     assert all(name.startswith("train_split-train-8_") for name in names[:2])
+    # A grid that grows leaves the names of its runs alone.
+    assert plan(["seed=-1"]).runs[0] == plan(["seed=-1,1"]).runs[0]
+    assert [run.name for run in plan(["seed=-1,1"]).runs] == ["seed--1", "seed-1"]
     [long] = plan([f"data.path={'x' * 300}"]).runs
     assert len(long.name) < 120
     with pytest.raises(ConfigError, match="seed is there twice"):
@@ -175,10 +181,113 @@ def test_f3_a_signal_is_handed_on_and_the_rest_waits(place):
 
 @pytest.mark.parametrize(
     ("code", "state"),
-    [(0, "done"), (75, "stopped"), (78, "failed (code 78)"), (-9, "failed (SIGKILL)")],
+    [
+        (0, "done"),
+        (75, "stopped"),
+        (76, "stopped (code 76)"),
+        (78, "failed (code 78)"),
+        (-9, "stopped (SIGKILL)"),
+    ],
 )
 def test_f3_the_state_tells_how_a_run_ended(code, state):
     assert sweeps.state_of(code) == state
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_f3_a_hangup_stops_a_sweep_unless_it_is_ignored(place, ignored):
+    """As under nohup. It comes while a run is started, which is told of it."""
+    sent: list[str] = []
+
+    def say(line: str) -> None:
+        if "running" in line and not sent:
+            sent.append(line)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        if ignored:
+            assert set(carry_out(place, {}, say=say).values()) == {"done"}
+        else:
+            with pytest.raises(Preempted):
+                carry_out(place, dict.fromkeys(NAMES, "waits"), say=say)
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    stored = json.loads((place / "sweep.json").read_text())
+    states = [run["state"].partition(" (")[0] for run in stored["runs"]]
+    assert states == ["done"] * 6 if ignored else ["stopped", *["waiting"] * 5]
+
+
+def test_f3_an_error_of_the_sweep_lets_its_runs_save(place):
+    def say(line: str) -> None:
+        if f"{NAMES[1]} running" in line:
+            while not (place / "ran.txt").exists():
+                time.sleep(0.05)
+            raise RuntimeError("the sweep itself")
+
+    with pytest.raises(RuntimeError, match="the sweep itself"):
+        carry_out(place, {NAMES[0]: "waits"}, say=say)
+    log = (place / NAMES[0] / "log.txt").read_text()
+    assert log == f"ran {NAMES[0]}\nsaved\n"
+    assert ran(place) == [NAMES[0]]
+
+
+def test_f3_what_does_not_end_is_killed_after_its_grace():
+    words = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    words = [sys.executable, "-c", f"{words}; print(flush=True); time.sleep(60)"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        with pytest.raises(RuntimeError), sweeps._handing_on({"a": process}, 0.2):
+            raise RuntimeError
+        assert process.poll() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("error", [DiskFullError("full"), OutputError("gone")])
+def test_f3_a_note_that_cannot_be_kept_ends_no_run(place, monkeypatch, error):
+    written: list[Path] = []
+    lines: list[str] = []
+
+    def write_whole(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) > 1:
+            raise error
+
+    def say(line: str) -> None:
+        lines.append(line)
+        raise OSError(errno.EIO, "no terminal")
+
+    monkeypatch.setattr(sweeps, "write_whole", write_whole)
+    assert set(carry_out(place, {}, say=say, jobs=6).values()) == {"done"}
+    assert f"sweep: {error}; the runs go on" in lines
+
+
+def test_f3_a_run_that_a_killed_sweep_has_left_behind_goes_on(place):
+    (place / NAMES[0]).mkdir()
+    with sweeps.Lock(place / NAMES[0] / "lock", "it", "wait"):
+        states = carry_out(place, {}, jobs=6)
+    assert states == {name: "done" for name in NAMES} | {NAMES[0]: "running elsewhere"}
+    assert ran(place) == sorted(NAMES[1:])
+    assert set(carry_out(place, {}).values()) == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "words"),
+    [
+        (["done", "stopped (code 76)", "stopped"], 75, "b, c stopped before the end"),
+        (["done", "stopped (SIGKILL)", "failed (code 65)"], 1, "1 of 3 runs: c failed"),
+        (["stopped", "running elsewhere", "done"], 73, "b in "),
+        (["done"] * 3, 0, ""),
+    ],
+)
+def test_f3_the_code_tells_whether_the_same_command_just_goes_on(
+    place, monkeypatch, capsys, states, code, words
+):
+    found = dict(zip("abc", states, strict=True))
+    monkeypatch.setattr(sweeps, "carry_out", lambda *_, **__: found)
+    command = ["sweep", "--config", QUICKSTART, "--workdir", str(place)]
+    assert main([*command, "--grid", "seed=1,2,3"]) == code
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

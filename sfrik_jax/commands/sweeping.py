@@ -2,7 +2,7 @@
 
 import argparse
 
-from sfrik_jax import sweeps
+from sfrik_jax import grids, sweeps
 from sfrik_jax.commands.parsing import (
     Groups,
     add_config_option,
@@ -11,7 +11,7 @@ from sfrik_jax.commands.parsing import (
     count,
     print_table,
 )
-from sfrik_jax.errors import ConfigError, OutputError, SfrikError
+from sfrik_jax.errors import ConfigError, OutputError, Preempted, SfrikError
 
 
 def add(groups: Groups) -> None:
@@ -47,8 +47,8 @@ def sweep(args: argparse.Namespace) -> int:
     directory = checked_output(args.workdir, "--workdir")
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"--workdir {directory} is a file; name a directory")
-    points = sweeps.product(map(sweeps.parse_grid, args.grid))
-    plan = sweeps.Sweep(args.config, args.overrides, sweeps.named(points))
+    points = grids.product(map(grids.parse_grid, args.grid))
+    plan = sweeps.Sweep(args.config, args.overrides, grids.named(points))
     states = sweeps.carry_out(plan, directory, jobs=args.jobs)
     print_table([("run", "state"), *states.items()])
     failed = {name: s for name, s in states.items() if s.startswith("failed")}
@@ -58,9 +58,15 @@ def sweep(args: argparse.Namespace) -> int:
             f"{len(failed)} of {len(states)} runs: {listed}; see log.txt in "
             f"{directory}/NAME; the same command tries them again"
         )
-    stopped = [name for name, state in states.items() if state == sweeps.STOPPED]
+    held = [name for name, state in states.items() if state == sweeps.ELSEWHERE]
+    if held:
+        raise OutputError(
+            f"{', '.join(held)} in {directory}: another process is at work there; wait "
+            "for its end and run the same command again"
+        )
+    stopped = [n for n, state in states.items() if state.startswith(sweeps.STOPPED)]
     if stopped:
-        raise SfrikError(
+        raise Preempted(
             f"{', '.join(stopped)} stopped before the end; the same command goes on"
         )
     return 0

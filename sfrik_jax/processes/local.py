@@ -121,7 +121,9 @@ def supervise(
             job.hand(asked)
 
     for number in (*SIGNALS, signal.SIGHUP):
-        signal.signal(number, hand_on)
+        # What is ignored stays so: nohup means that a closed terminal ends nothing.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, hand_on)
     try:
         return _until_done(count, devices, restarts, command, workdir, asked, running)
     finally:
