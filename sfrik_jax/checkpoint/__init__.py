@@ -102,7 +102,7 @@ class Checkpoints:
             oldest is still there.
         """
         size = room.bytes_of(abstract)
-        count = max(1, self._keep + 1 + milestones - len(self.steps()))
+        count = room.count_needed(self._keep, len(self.steps()), milestones)
         free = processes.from_first(lambda: room.free_bytes(self.directory))
         if free < count * size:
             raise processes.of_all(
