@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 HIDDEN = "***"
@@ -38,20 +38,25 @@ def redact(text: str) -> str:
 
     Lines are to be joined after it: a key of several lines is found as it is.
     """
-    text = ADDRESS.sub(rf"\1{HIDDEN}@", text)
-    for value in _secrets():
-        text = text.replace(value, HIDDEN)
-    return text
+    return _without(_secrets(), text)
 
 
 def redacted(data: Any) -> Any:
     """JSON data whose texts are redacted; keys and numbers stay as they are."""
+    # The environment is read once, not for each text.
+    return _without(_secrets(), data)
+
+
+def _without(secrets: Collection[str], data: Any) -> Any:
     if isinstance(data, str):
-        return redact(data)
+        text = ADDRESS.sub(rf"\1{HIDDEN}@", data)
+        for value in secrets:
+            text = text.replace(value, HIDDEN)
+        return text
     if isinstance(data, Mapping):
-        return {key: redacted(value) for key, value in data.items()}
+        return {key: _without(secrets, value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [redacted(value) for value in data]
+        return [_without(secrets, value) for value in data]
     return data
 
 
