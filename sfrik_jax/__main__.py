@@ -48,7 +48,7 @@ def ended(words: Sequence[str]) -> int:
         sys.stdout.flush()
         return code
     except SfrikError as error:
-        line = redaction.redact(" ".join(str(error).splitlines()))
+        line = " ".join(redaction.redact(str(error)).splitlines())
         print(f"error: {line}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:

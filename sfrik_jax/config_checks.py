@@ -65,10 +65,10 @@ def number_problems(key: str, value: Any, ranges: Mapping[str, Range]) -> Iterat
 def check_secrets(at: Settings) -> str | None:
     """Settings are stored with the run and printed: none holds a password or token."""
     for key, value in at.items():
-        if isinstance(value, str) and redaction.holds_secret(value):
+        if isinstance(value, str) and (secret := redaction.secret_in(value)):
             return (
-                f"{key} holds a password or a token, which would be stored with the "
-                "run; name a place that needs none, such as a mounted directory"
+                f"{key} holds {secret}, which would be stored with the run; name a "
+                "place that needs none, such as a mounted directory"
             )
     return None
 

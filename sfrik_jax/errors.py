@@ -65,6 +65,12 @@ class NonFiniteError(SfrikError, ArithmeticError):
     code = 70
 
 
+class MachineError(SfrikError):
+    """The machine computes, adds up or keeps numbers wrong."""
+
+    code = 71
+
+
 class OutputError(SfrikError, OSError):
     """The output directory cannot be created or written, or is in use."""
 

@@ -12,47 +12,83 @@ import re
 import sys
 import threading
 import traceback
+from collections.abc import Collection, Mapping
+from typing import Any
 
 HIDDEN = "***"
 # The user's part of an address, "https://me:word@host", also of one that a path has
-# made "https:/me:word@host".
-ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:/{1,2})[^\s/\"'<>]*@")
+# made "https:/me:word@host". A password may hold a slash; ":8080/" is a port.
+ADDRESS = re.compile(
+    r"""([A-Za-z][A-Za-z0-9+.-]+:/{1,2})"""
+    r"""(?:[^\s/:"'<>]*:(?!\d+/)[^\s"'<>]*|[^\s/"'<>]*)@"""
+)
 # Names of variables that hold secrets, such as WANDB_API_KEY and HF_TOKEN.
 SECRET = re.compile(
     r"(API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|AUTH_KEY|TOKEN|SECRET|PASSWORD|PASSWD"
     r"|PASSPHRASE|COOKIE)$"
 )
-# Shorter values are words such as "1" and "none", which may stand anywhere.
+# Shorter values such as "1" and "none", and plain words such as "imagenet", may stand
+# anywhere: to hide them would spoil messages and refuse good settings.
 LEAST = 6
+WORD = re.compile(r"[A-Z]?[a-z]{1,11}|[A-Z]{1,12}")
 
 
 def redact(text: str) -> str:
-    """The text without passwords in addresses and values of secret variables."""
-    text = ADDRESS.sub(rf"\1{HIDDEN}@", text)
-    for value in _secrets():
-        text = text.replace(value, HIDDEN)
-    return text
+    """The text without passwords in addresses and values of secret variables.
+
+    Lines are to be joined after it: a key of several lines is found as it is.
+    """
+    return _without(_secrets(), text)
 
 
-def holds_secret(text: str) -> bool:
-    """Whether a text holds a password in an address, or a secret variable's value."""
-    return redact(text) != text
+def redacted(data: Any) -> Any:
+    """JSON data whose texts are redacted; keys and numbers stay as they are."""
+    # The environment is read once, not for each text.
+    return _without(_secrets(), data)
 
 
-def _secrets() -> list[str]:
-    """Values of secret variables, the longest first, also as JSON writes them.
+def _without(secrets: Collection[str], data: Any) -> Any:
+    if isinstance(data, str):
+        text = ADDRESS.sub(rf"\1{HIDDEN}@", data)
+        for value in secrets:
+            text = text.replace(value, HIDDEN)
+        return text
+    if isinstance(data, Mapping):
+        return {key: _without(secrets, value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without(secrets, value) for value in data]
+    return data
+
+
+def secret_in(text: str) -> str:
+    """Which secret a text holds, in words without its value; "" for none."""
+    if ADDRESS.sub(rf"\1{HIDDEN}@", text) != text:
+        return "a password or a token in an address"
+    names = (name for form, name in _secrets().items() if form in text)
+    return next((f"the value of the variable {name}" for name in names), "")
+
+
+def _secrets() -> dict[str, str]:
+    """Names of secret variables by value, the longest first, also as JSON and Python
+    write it.
 
     A variable that names a file, /run/secrets/token, is no secret itself.
     """
-    values = {
-        value
-        for name, value in os.environ.items()
-        if SECRET.search(name.upper())
-        and len(value.strip()) >= LEAST
-        and not value.startswith(("/", "~", "."))
-    }
-    forms = {form for value in values for form in (value, json.dumps(value)[1:-1])}
-    return sorted(forms, key=len, reverse=True)
+    found = {}
+    for name, value in os.environ.items():
+        value = value.strip()
+        if SECRET.search(name.upper()) and _tells(value):
+            for form in (value, json.dumps(value)[1:-1], repr(value)[1:-1]):
+                found[form] = name
+    return dict(sorted(found.items(), key=lambda item: len(item[0]), reverse=True))
+
+
+def _tells(value: str) -> bool:
+    """Whether a secret variable's value is a secret."""
+    if len(value) < LEAST or WORD.fullmatch(value):
+        return False
+    # A key of base64 may begin with a slash, too.
+    return not (value[0] in "/~." and os.path.exists(os.path.expanduser(value)))
 
 
 def install() -> None:

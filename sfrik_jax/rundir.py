@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
 from sfrik_jax import files, processes, provenance, resuming
-from sfrik_jax.errors import MismatchError, OutputError, SfrikError
+from sfrik_jax.errors import CorruptInputError, MismatchError, OutputError, SfrikError
 from sfrik_jax.locks import Lock
-from sfrik_jax.redaction import redact
+from sfrik_jax.redaction import redacted
 
 # Seconds in which a network file system shows another host what was written.
 SHOWN = 10.0
+# Where sessions, data and weights of a run are noted.
+ABOUT = "run.json"
 
 
 class RunDirectory:
@@ -104,18 +106,34 @@ class RunDirectory:
         return found.st_dev, found.st_ino
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole or not at all."""
+        """Writes a JSON file whole or not at all, without secrets in its texts."""
         if not processes.first():
             return
-        text = redact(json.dumps(value, indent=2))
+        text = json.dumps(redacted(value), indent=2)
         write_whole(self.path / name, f"{text}\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the directory; empty when it is not there, or damaged."""
+        """A JSON file of the directory; empty when it is not there, or damaged.
+
+        Raises:
+          CorruptInputError: it is run.json and damaged, which alone tells what the run
+            was started with.
+        """
+        path, problem = self.path / name, "holds no table"
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                return found
+        except FileNotFoundError:
             return {}
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        if name != ABOUT:
+            return {}
+        raise CorruptInputError(
+            f"{path} is damaged ({problem}); bring it back from a copy, or delete it: "
+            "the run goes on without what it noted of its data and sessions"
+        )
 
     def remove(self, name: str) -> None:
         """Removes a file of the directory, if it is there."""
@@ -128,7 +146,7 @@ class RunDirectory:
         Raises:
           MismatchError: the data set is not the one that the run was started with.
         """
-        noted = self.read_json("run.json").get("data_fingerprint", fingerprint)
+        noted = self.read_json(ABOUT).get("data_fingerprint", fingerprint)
         if noted != fingerprint:
             raise MismatchError(
                 f"{self.path} was started with other data (fingerprint {noted[:12]}, "
@@ -141,7 +159,7 @@ class RunDirectory:
         Raises:
           MismatchError: the job was started with other weights.
         """
-        noted = self.read_json("run.json").get("weights", {}).get("sha256", sha256)
+        noted = self.read_json(ABOUT).get("weights", {}).get("sha256", sha256)
         if noted != sha256:
             raise MismatchError(
                 f"{self.path} was started with other weights ({noted[:12]}, now "
@@ -167,7 +185,7 @@ class RunDirectory:
         """
         if not processes.first():
             return
-        about = self.read_json("run.json")
+        about = self.read_json(ABOUT)
         session = {"step": step} | provenance.about_this_process()
         sessions = [*about.get("sessions", []), session]
         about |= {"sessions": sessions, "data_fingerprint": fingerprint}
@@ -179,7 +197,7 @@ class RunDirectory:
         if noted:
             about["config_changes"] = [*about.get("config_changes", []), *noted]
         # First the note: a kill in between leaves it twice, and no change without it.
-        self.write_json("run.json", about)
+        self.write_json(ABOUT, about)
         write_whole(self.path / "config.json", configs.to_json(self._config) + "\n")
 
     def changes(self) -> list[resuming.Change]:

@@ -9,8 +9,11 @@ import sys
 import pytest
 from test_pretrain import ROOT, SMALL
 
+from sfrik_jax import config as configs
 from sfrik_jax import redaction
 from sfrik_jax.__main__ import main
+from sfrik_jax.errors import ConfigError, CorruptInputError
+from sfrik_jax.rundir import RunDirectory
 
 PASSWORD = "correct-horse"
 ADDRESS = f"https://someone:{PASSWORD}@example.org/set?x=1"
@@ -141,7 +144,8 @@ def test_x5_a_setting_that_holds_a_secret_is_refused(
     words = ["pretrain", "--config", config, "--workdir", str(tmp_path / "run")]
     assert main([*words, f"--config.{key}={value}"]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith(f"error: {key} holds a password or a token")
+    held = "in an address" if value == ADDRESS else "the value of the variable HF_TOKEN"
+    assert err.startswith(f"error: {key} holds ") and f"{held}, which would" in err
     holds_none((out + err).encode(), key)
     assert list(tmp_path.iterdir()) == []
 
@@ -157,6 +161,9 @@ def test_x5_a_setting_that_holds_a_secret_is_refused(
         ("https://h/x@y", "https://h/x@y"),
         ('{"a": "https://h", "b": "me@h"}', '{"a": "https://h", "b": "me@h"}'),
         ("C:/me@h train[:64] --a=b", "C:/me@h train[:64] --a=b"),
+        ("https://me:pa/ss@h/x", "https://***@h/x"),
+        ("https://me:12@h", "https://***@h"),
+        ("https://h:8080/x@y", "https://h:8080/x@y"),
     ],
 )
 def test_x5_addresses_lose_their_passwords_alone(text, want):
@@ -170,12 +177,72 @@ def test_x5_variables_are_secret_by_their_name_and_not_if_they_name_a_file(
         ("MY_API_KEY", "secret-one"),
         ("my_password", "secret-one-and-more"),
         ("SHORT_TOKEN", "none"),
-        ("SOME_TOKEN", "/run/secrets/token"),
+        ("SOME_TOKEN", __file__),
         ("KEYBOARD", "layout-one"),
     ):
         monkeypatch.setenv(name, value)
-    text = "secret-one-and-more secret-one none /run/secrets/token layout-one"
-    assert redaction.redact(text) == "*** *** none /run/secrets/token layout-one"
+    text = f"secret-one-and-more secret-one none {__file__} layout-one"
+    assert redaction.redact(text) == f"*** *** none {__file__} layout-one"
+
+
+def test_x5_a_secret_may_begin_as_a_path_end_with_a_line_and_have_several(
+    monkeypatch,
+):
+    key = "-----BEGIN KEY-----\nAbCd/EfGh+\n-----END KEY-----"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/bPxRfiCYEXAMPLEKEY")
+    monkeypatch.setenv("HF_TOKEN", "hf_AbCdEf\n")
+    monkeypatch.setenv("MY_PRIVATE_KEY", f"{key}\n")
+    monkeypatch.setenv("ODD_SECRET", "both'and\"of\\them")
+    assert redaction.redact("/bPxRfiCYEXAMPLEKEY hf_AbCdEf.") == "*** ***."
+    assert redaction.redact(f"a {key} b {json.dumps(key)}") == 'a *** b "***"'
+    odd = os.environ["ODD_SECRET"]
+    assert redaction.redact(f"{odd} {json.dumps(odd)} {odd!r}") == "*** \"***\" '***'"
+
+
+def test_x5_an_error_with_a_key_of_several_lines_is_redacted(monkeypatch, capsys):
+    monkeypatch.setenv("MY_PRIVATE_KEY", "first line\nsecond line\n")
+    assert main(["report", "no/first line\nsecond line"]) == 66
+    assert "line" not in capsys.readouterr().err
+
+
+def test_x5_plain_words_and_short_values_are_no_secrets(monkeypatch):
+    values = {"DB_PASSWORD": "imagenet", "A_TOKEN": "Config", "B_TOKEN": "ab1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert redaction.redact("imagenet2012 Config ab1") == "imagenet2012 Config ab1"
+    own = [f"data.path={ROOT}", "data.name=imagenet2012"]
+    config = configs.load(str(ROOT / "configs" / "quickstart.py"), own)
+    configs.validate(config)
+    monkeypatch.setenv("DB_PASSWORD", "imagenet2")
+    with pytest.raises(ConfigError, match=r"data\.name holds .* variable DB_PASSWORD,"):
+        configs.validate(config)
+
+
+def test_x5_only_texts_of_a_stored_file_are_redacted(tmp_path, monkeypatch):
+    """Keys and numbers stay, so that the file is read back."""
+    monkeypatch.setenv("DB_PASSWORD", "123456")
+    config = configs.default()
+    with RunDirectory(tmp_path, config) as run:
+        about = {"index": [1, 1234567], "123456": {"a": "x 123456"}, "b": ("123456",)}
+        run.write_json("some.json", about)
+        stored = run.read_json("some.json")
+    want = {"index": [1, 1234567], "123456": {"a": "x ***"}, "b": ["***"]}
+    assert stored == want
+
+
+@pytest.mark.parametrize("content", ["", '{"data_fingerprint": "ab', "[1]", "\xff"])
+def test_a_damaged_note_of_a_run_is_refused_and_of_others_begins_anew(
+    tmp_path, content
+):
+    for name in ("run.json", "summary.json"):
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with RunDirectory(tmp_path, configs.default()) as run:
+        with pytest.raises(CorruptInputError, match=r"run\.json is damaged .* delete"):
+            run.agree_on_data("0" * 64)
+        assert run.read_json("summary.json") == {}
+        assert (tmp_path / "run.json").read_bytes() == content.encode("latin-1")
+        (tmp_path / "run.json").unlink()
+        run.agree_on_data("0" * 64)
 
 
 def test_x5_a_warning_is_redacted_too(caplog):

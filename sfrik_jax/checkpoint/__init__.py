@@ -101,7 +101,7 @@ class Checkpoints:
         stored, free = processes.from_first(
             lambda: (len(self.steps()), room.free_bytes(self.directory))
         )
-        count = max(1, self._keep + 1 + milestones - stored)
+        count = room.count_needed(self._keep, stored, milestones)
         if free < count * size:
             raise processes.of_all(
                 DiskFullError(

@@ -26,6 +26,15 @@ def bytes_of(state: Any) -> int:
     return values + values // 100 + _RESERVE
 
 
+def count_needed(keep: int, stored: int, milestones: int) -> int:
+    """Checkpoints that a run has yet to find room for.
+
+    The newest `keep`, those kept for good and one that is being written, less those
+    that are there already; at least the next one.
+    """
+    return max(1, keep + 1 + milestones - stored)
+
+
 def free_bytes(path: Path) -> int:
     """Of the file system of a directory, for this user."""
     return shutil.disk_usage(path).free

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sfrik_jax.doctor import devices, installed, places, trials
 from sfrik_jax.doctor.findings import Context, Finding, warning
 from sfrik_jax.errors import SfrikError
+from sfrik_jax.redaction import redact
 
 __all__ = ["CHECKS", "Context", "Finding", "Result", "examine", "exit_code"]
 
@@ -64,10 +65,15 @@ def _carried_out(check: Check, context: Context) -> Finding:
     try:
         return check(context)
     except SfrikError as error:
-        return Finding("failed", " ".join(str(error).split()), code=error.code)
+        return Finding("failed", _line_of(str(error)), code=error.code)
     except Exception as error:  # a check says what is wrong, whatever that is
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        words = _line_of(f"{type(error).__name__}: {error}")[:300]
         return Finding("failed", words, "report it with the output of --json", 1)
+
+
+def _line_of(text: str) -> str:
+    """On one line, without passwords and tokens."""
+    return " ".join(redact(text).split())
 
 
 def exit_code(results: list[Result]) -> int:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from sfrik_jax import config as configs
 from sfrik_jax import mesh as mesh_lib
+from sfrik_jax.checkpoint import room
 from sfrik_jax.collectives import DATA
 from sfrik_jax.doctor.findings import (
     Context,
@@ -18,10 +19,9 @@ from sfrik_jax.doctor.findings import (
     failed,
     ok,
     programs_folder,
-    size,
     warning,
 )
-from sfrik_jax.errors import ConfigError
+from sfrik_jax.errors import MachineError
 
 SLOW_COMPILE = 20.0  # seconds for a program that takes half a second here
 GPU = Path("/dev/nvidia0")
@@ -31,10 +31,12 @@ def devices(context: Context) -> Finding:
     """Kind, number and memory; a GPU that jax does not use is told."""
     count = configs.device_count()
     kinds = sorted({device.device_kind for device in jax.devices()})
-    words = f"{count} x {', '.join(kinds)}, {size(memory())} of memory each"
+    words = f"{count} x {', '.join(kinds)}, {room.words(memory())} of memory each"
     if jax.default_backend() != "cpu":
         return ok(f"jax {jax.__version__}: {words}")
-    words = f"jax {jax.__version__}: {count} x cpu, {size(memory())} of memory in all"
+    words = (
+        f"jax {jax.__version__}: {count} x cpu, {room.words(memory())} of memory in all"
+    )
     if GPU.exists() and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
         return warning(f"{words}, and not the GPU", "pip install 'jax[cuda12]'")
     return ok(words)
@@ -65,7 +67,7 @@ def compiles(context: Context) -> Finding:
         return failed(
             "a product of matrices comes out wrong",
             "update the driver and jax, or leave this device out",
-            1,
+            MachineError.code,
         )
     words = f"a small program compiles in {seconds:.1f} s; cache of programs: "
     words += str(programs_folder() or "none")
@@ -87,6 +89,6 @@ def collective(context: Context) -> Finding:
         return failed(
             f"the sum over {count} devices is {found:g}, not {want:g}",
             "check the links between them (nvidia-smi topo -m; NCCL_DEBUG=INFO)",
-            ConfigError.code,
+            MachineError.code,
         )
     return ok(f"a sum over {count} device{'s' * (count > 1)} is right ({want:g})")

@@ -67,11 +67,16 @@ class Context:
 
     @functools.cached_property
     def traced(self) -> Any:
-        """The step of the configuration, as `planning.counted.trace` gives it."""
+        """The step of the configuration, as `planning.counted.trace` gives it.
+
+        With sums in the order of the devices, which has the same state and is counted.
+        """
         from sfrik_jax.planning import counted
 
         assert self.config is not None
-        return counted.trace(self.config, jax.device_count())
+        config = self.config.copy_and_resolve_references()
+        config.step.deterministic_reduce = 0
+        return counted.trace(config, jax.device_count())
 
 
 def programs_folder() -> Path | None:
@@ -79,11 +84,3 @@ def programs_folder() -> Path | None:
     settings: Any = jax.config  # its attributes are made as they are declared
     folder = settings.jax_compilation_cache_dir
     return Path(folder) if folder else None
-
-
-def size(count: float) -> str:
-    """Bytes in words: 512 B, 3.4 MB, 120 GB."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 1000 and len(units) > 1:
-        count, units = count / 1000, units[1:]
-    return f"{count:.3g} {units[0]}"

@@ -1,5 +1,6 @@
 """Python and the libraries, against what this version was tested with."""
 
+import contextlib
 import re
 import sys
 from importlib import metadata
@@ -9,6 +10,7 @@ from sfrik_jax.doctor.findings import Context, Finding, failed, ok, warning
 from sfrik_jax.errors import ConfigError, MissingInputError
 
 PACKAGE = "sfrik_jax"
+ROOT = Path(__file__).parents[2]
 LEAST_PYTHON = (3, 11)
 INSTALL = "pip install -r requirements.txt"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*((?:[<>=!~]=?\s*[\w.*]+\s*,?\s*)*)")
@@ -29,6 +31,8 @@ def python(context: Context) -> Finding:
 def libraries(context: Context) -> Finding:
     """Each library that is needed is there, in a version that was tested."""
     wanted, strange = requirements(), []
+    if not wanted:
+        return warning("nothing here tells which libraries are needed", INSTALL)
     for name, bounds in wanted.items():
         try:
             version = metadata.version(name)
@@ -43,18 +47,29 @@ def libraries(context: Context) -> Finding:
 
 
 def requirements() -> dict[str, str]:
-    """Libraries and their bounds: of requirements.txt, or of the installed package."""
-    path = Path(__file__).parents[2] / "requirements.txt"
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
+    """Libraries and their bounds: of requirements.txt, or of the installed package.
+
+    That file counts in the package's own repository alone: in site-packages it is
+    somebody else's.
+    """
+    lines: list[str] = []
+    if f'name = "{PACKAGE}"' in _beside("pyproject.toml"):
+        lines = _beside("requirements.txt").splitlines()
     else:
-        lines = metadata.requires(PACKAGE) or []
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            lines = metadata.requires(PACKAGE) or []
     found = {}
     for line in lines:
         match = _REQUIREMENT.match(line.partition("#")[0].partition(";")[0].strip())
         if match and "extra ==" not in line:
             found[match[1]] = match[2].strip()
     return found
+
+
+def _beside(name: str) -> str:
+    """The text of a file beside the package; "" where there is none."""
+    path = ROOT / name
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def within(version: str, bounds: str) -> bool:

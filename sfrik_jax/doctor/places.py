@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import math
 import os
 import shutil
 import tempfile
@@ -11,9 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from sfrik_jax import files, locks
+from sfrik_jax.checkpoint import Checkpoints, room
 from sfrik_jax.commands.parsing import checked_output
 from sfrik_jax.doctor.findings import (
     Context,
@@ -21,10 +19,9 @@ from sfrik_jax.doctor.findings import (
     failed,
     ok,
     programs_folder,
-    size,
     warning,
 )
-from sfrik_jax.errors import DiskFullError, OutputError
+from sfrik_jax.errors import DiskFullError, MachineError, OutputError
 
 # Without a configuration: bytes that a small run, its data and its report take.
 SOME_ROOM = 1_000_000_000
@@ -32,6 +29,7 @@ SOME_FILES = 10_000
 SHARED = Path("/dev/shm")
 SOME_SHARED = 256_000_000  # worker processes hand over some batches at a time
 SLOW = 1.0  # seconds for a megabyte that is on the disk and renamed
+_folders: list[Path] = []  # of the trials that go on
 
 
 def disk(context: Context) -> Finding:
@@ -42,13 +40,13 @@ def disk(context: Context) -> Finding:
     if cache is not None and cache.is_dir():
         places["compiled programs"] = (cache, SOME_ROOM // 10)
     told = []
-    for what, (place, room) in places.items():
-        free = shutil.disk_usage(place).free
+    for what, (place, least) in places.items():
+        free = room.free_bytes(place)
         inodes = os.statvfs(place)
-        told.append(f"{size(free)} free for {what} ({place})")
-        if free < room:
+        told.append(f"{room.words(free)} free for {what} ({place})")
+        if free < least:
             return failed(
-                f"{told[-1]}, {size(room)} are needed",
+                f"{told[-1]}, {room.words(least)} are needed",
                 "make room or name another place with --workdir",
                 DiskFullError.code,
             )
@@ -62,12 +60,17 @@ def disk(context: Context) -> Finding:
 
 
 def needed(context: Context) -> int:
-    """Bytes of the checkpoints that a run keeps, and of one that is being written."""
+    """Bytes of the checkpoints that a run has yet to write, as it asks for them."""
     if context.config is None:
         return SOME_ROOM
-    state = context.traced.parts.state
-    one = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return (context.config.checkpoint.keep + 1) * one + SOME_ROOM // 10
+    settings = context.config.checkpoint
+    # Both in epochs: the number of pictures does not matter.
+    period = settings.milestone_epochs
+    milestones = context.config.optim.epochs // period if period else 0
+    place = context.workdir / "checkpoints"
+    stored = len(Checkpoints(place, read_only=True).steps())
+    count = room.count_needed(settings.keep, stored, milestones)
+    return count * room.bytes_of(context.traced.parts.state) + SOME_ROOM // 10
 
 
 def writing(context: Context) -> Finding:
@@ -84,7 +87,7 @@ def writing(context: Context) -> Finding:
             return failed(
                 f"{context.place} does not give back what was written",
                 "name a directory on another disk with --workdir",
-                OutputError.code,
+                MachineError.code,
             )
         words = f"{context.place} takes files ({seconds * 1000:.0f} ms for a megabyte"
         words += " on the disk, renamed)"
@@ -116,10 +119,21 @@ def _locks(folder: Path) -> bool:
 def trial_folder(context: Context) -> Iterator[Path]:
     """A directory for trials where runs go, removed at the end."""
     try:
-        with tempfile.TemporaryDirectory(dir=context.place, prefix=".doctor-") as name:
-            yield Path(name)
+        made = tempfile.TemporaryDirectory(dir=context.place, prefix=".doctor-")
     except OSError as error:
         raise files.output_error(context.place, error) from error
+    with made as name:
+        _folders.append(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            _folders.pop()
+
+
+def remove_trials() -> None:
+    """Before the process ends at once, while a check may still be in C++."""
+    for folder in _folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def shared_memory(context: Context) -> Finding:
@@ -129,8 +143,8 @@ def shared_memory(context: Context) -> Finding:
     free = shutil.disk_usage(SHARED).free
     if free < SOME_SHARED:
         return warning(
-            f"{size(free)} free in {SHARED}, which worker processes share",
+            f"{room.words(free)} free in {SHARED}, which worker processes share",
             "give the container more (docker run --shm-size=8g), or set "
             "data.worker_type=threads",
         )
-    return ok(f"{size(free)} free in {SHARED} for worker processes")
+    return ok(f"{room.words(free)} free in {SHARED} for worker processes")

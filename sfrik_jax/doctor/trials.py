@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
 from sfrik_jax import pretrain
-from sfrik_jax.checkpoint import Checkpoints
-from sfrik_jax.data import decode
+from sfrik_jax.checkpoint import Checkpoints, room
+from sfrik_jax.data.bad_pictures import BadPictures
 from sfrik_jax.data.opening import open_source
+from sfrik_jax.data.sources import Source
 from sfrik_jax.doctor.devices import memory as device_memory
-from sfrik_jax.doctor.findings import Context, Finding, failed, ok, size, warning
+from sfrik_jax.doctor.findings import Context, Finding, failed, ok, warning
 from sfrik_jax.doctor.places import trial_folder
-from sfrik_jax.errors import CorruptInputError, NonFiniteError
+from sfrik_jax.errors import MachineError, MissingInputError
 from sfrik_jax.planning import plan as plans
 
 NONE = "no --config was given"
@@ -25,45 +26,70 @@ QUICK = "jax_disable_most_optimizations"
 
 
 def data(context: Context) -> Finding:
-    """The sets of the configuration open, and their first and last pictures decode."""
+    """The sets of the configuration open, and their first and last pictures decode.
+
+    What a run puts up with is told: bad pictures that it skips, and a folder without
+    pictures to test on.
+    """
     if context.config is None:
         return ok(f"not looked at: {NONE}")
-    config, told = context.config, []
-    settings = config.data
-    own = {key: settings[key] for key in ("source", "name", "path")}
-    train = open_source(
-        **own, split=settings.train_split, subset=settings.subset, seed=config.seed
-    )
+    config, d, seed = context.config, context.config.data, context.config.seed
+    own = {"source": d.source, "name": d.name, "path": d.path}
+    train = open_source(**own, split=d.train_split, subset=d.subset, seed=seed)
     configs.validate(
         config, num_examples=len(train), num_devices=configs.device_count()
     )
-    test = open_source(**own, split=config.eval.test_split)
-    for what, source in (("to train on", train), ("to test on", test)):
-        for i in (0, len(source) - 1):
-            height, width, _ = decode.decode_rgb(source.read(i), source.name(i)).shape
-        told.append(f"{len(source):,} pictures {what}")
-    return ok(
-        f"{', '.join(told)}, the last of {height} x {width} px; fingerprint "
-        f"{train.fingerprint[:12]}"
-    )
+    bad = BadPictures(len(train), seed=seed, on_error=d.on_error, max_bad=d.max_bad)
+    size = _decoded(train, bad)
+    words = f"{len(train):,} pictures to train on, "
+    try:
+        test = open_source(**own, split=config.eval.test_split)
+    except MissingInputError:
+        if d.source != "folder":
+            raise
+        words += "none to test on, so no accuracies"
+    else:
+        size = _decoded(test, BadPictures(len(test), may_skip=False))
+        words += f"{len(test):,} pictures to test on"
+    words += ", the last of {} x {} px; fingerprint ".format(*size)
+    words += train.fingerprint[:12]
+    if bad.noted:
+        id, reason = next(iter(bad.noted.items()))
+        remedy = "it is skipped, as data.on_error says; sfrik data check finds all"
+        return warning(f"{words}; {id} is bad ({reason})", remedy)
+    return ok(words)
+
+
+def _decoded(source: Source, bad: BadPictures) -> tuple[int, int]:
+    """Height and width of the last picture; the first is decoded too."""
+    size = (0, 0)
+    for i in (0, len(source) - 1):
+        (height, width, _), found = bad.good(source, i, lambda p: p.rgb().shape)
+        bad.note(found)
+        size = (height, width)
+    return size
 
 
 def memory(context: Context) -> Finding:
     """The step of the configuration, as it is counted, fits into a device."""
     if context.config is None:
         return ok(f"not counted: {NONE}")
+    if context.config.step.deterministic_reduce:
+        return ok("not counted: plan does not with step.deterministic_reduce")
     count = configs.device_count()
     # The fake devices of a CPU share its memory.
-    room = device_memory() // (count if jax.default_backend() == "cpu" else 1)
+    free = device_memory() // (count if jax.default_backend() == "cpu" else 1)
     peak = context.traced.peak().bytes
-    words = f"a step is counted at {size(peak)} of the {size(room)} of a device"
-    if peak <= plans.USABLE * room:
+    words = (
+        f"a step is counted at {room.words(peak)} of the {room.words(free)} of a device"
+    )
+    if peak <= plans.USABLE * free:
         return ok(words)
-    remedy = plans.Remedies(context.config, count).for_memory(room)
+    remedy = plans.Remedies(context.config, count).for_memory(free)
     if remedy is None:
         return warning(words, "take more devices, or a smaller data.batch_size")
     changes, smaller = remedy
-    return warning(words, f"set {' '.join(changes)}, counted at {size(smaller)}")
+    return warning(words, f"set {' '.join(changes)}, counted at {room.words(smaller)}")
 
 
 def training(context: Context) -> Finding:
@@ -79,7 +105,7 @@ def training(context: Context) -> Finding:
             return failed(
                 f"the loss of a tiny net is {loss} after {STEPS} steps",
                 "update the driver and jax, or try JAX_PLATFORMS=cpu",
-                NonFiniteError.code,
+                MachineError.code,
             )
         place = folder / "checkpoints"
         with Checkpoints(place, keep=2) as checkpoints:
@@ -92,7 +118,7 @@ def training(context: Context) -> Finding:
                 "with other bits",
                 "check the memory and the disk of this machine, or name another disk "
                 "with --workdir",
-                CorruptInputError.code,
+                MachineError.code,
             )
     return ok(
         f"a tiny net took {STEPS} steps, was saved and restored, with the same bits in "

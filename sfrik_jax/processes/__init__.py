@@ -266,7 +266,7 @@ def _fail(talk: Talk, error: BaseException) -> NoReturn:
     """Tells the others, says why, and ends."""
     original, error = error, _translated(talk, error)
     code = error.code if isinstance(error, SfrikError) else 1
-    message = redact(" ".join(str(error).splitlines())) or type(error).__name__
+    message = " ".join(redact(str(error)).splitlines()) or type(error).__name__
     told = isinstance(error, ToldError)
     if not told:
         talk.fail(code, message)
