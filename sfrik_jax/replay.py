@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sfrik_jax import finite, number_faults, pretrain, previews, processes
+from sfrik_jax import finite, number_faults, pretrain, previews, processes, resuming
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data import bad_pictures
 from sfrik_jax.errors import CorruptInputError, MismatchError, MissingInputError
@@ -69,14 +69,17 @@ def replay(
 
     Raises:
       MissingInputError: the step is not listed, or no checkpoint leads to it.
-      MismatchError: the data are others than those of the run.
+      MismatchError: the data are others than those of the run, or its settings have
+        changed since.
       CorruptInputError: the checkpoint is damaged.
     """
     samples = _samples(workdir, step)
     job = pretrain.build(config)
     _agree(job, workdir, step, samples)
     job.loader.bad.resume(_read(workdir / bad_pictures.FILE))
-    start, state = _state_from(job, workdir, step)
+    start = _start_of(workdir, step)
+    _refuse_changed(workdir, start)
+    state = _state_at(job, workdir, start)
     with contextlib.closing(job.loader.iterate(start)) as batches:
         for each in range(start + 1, step):
             check(f"before step {each} of the replay")
@@ -145,21 +148,42 @@ def _agree(job: pretrain.Job, workdir: Path, step: int, samples: np.ndarray) -> 
         )
 
 
-def _state_from(job: pretrain.Job, workdir: Path, step: int) -> tuple[int, TrainState]:
-    """The newest state before a step, and its own step."""
+def _start_of(workdir: Path, step: int) -> int:
+    """The step of the newest checkpoint before a step; 0 where there is none yet."""
     stored = processes.from_first(lambda: steps_of(workdir))
     earlier = [each for each in stored if each < step]
-    if not stored:
-        return 0, first_state(job.random_state, job.config.init_from, job.mesh)
-    if not earlier:
+    if stored and not earlier:
         raise MissingInputError(
             f"{workdir} has checkpoints of the steps {', '.join(map(str, stored))} and "
             f"none before {step}; raise checkpoint.keep, or keep milestones"
         )
+    return earlier[-1] if earlier else 0
+
+
+def _refuse_changed(workdir: Path, start: int) -> None:
+    """Refuses steps from `start` on whose settings are not those that are stored now.
+
+    A change after `start` steps counts too: the step may be of the try before it.
+    """
+    for each in _read(workdir / "run.json").get("config_changes", []):
+        change = each["key"], each["old"], each["new"]
+        unskipped = change == ("step.nonfinite", "skip", "raise")
+        if each["step"] >= start and (unskipped or resuming.notable([change])):
+            raise MismatchError(
+                f"{workdir} changed {change[0]} from {change[1]!r} to {change[2]!r} at "
+                f"step {each['step']}, and the replay would begin at step {start} with "
+                "the settings of now; name a step with a checkpoint after the change"
+            )
+
+
+def _state_at(job: pretrain.Job, workdir: Path, start: int) -> TrainState:
+    """The state after a step."""
+    if not start:
+        return first_state(job.random_state, job.config.init_from, job.mesh)
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        state = checkpoints.restore(job.state, earlier[-1])
+        state = checkpoints.restore(job.state, start)
     assert state is not None  # `only` raises
-    return earlier[-1], state
+    return state
 
 
 def _look(learner: Learner, state: TrainState, batch: Any) -> dict[str, Any]:

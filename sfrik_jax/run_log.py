@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sfrik_jax import processes
-from sfrik_jax.errors import NonFiniteError
+from sfrik_jax.errors import DiskFullError, NonFiniteError, OutputError
 from sfrik_jax.metrics import Display, Unseen, Writer, read_rows
 from sfrik_jax.rundir import RunDirectory
 
@@ -136,12 +136,8 @@ class RunLog:
         bad = [k for k in FINITE if not np.isfinite(values[k])]
         if not bad:
             return
-        name = f"nonfinite_{step}.json"
-        indices = self._indices(step - 1).tolist()
-        about = {"step": step, "seed": self._seed, "index": indices}
-        self._run.write_json(name, about)
         found = f"{bad[0]} is {values[bad[0]]} at step {step}"
-        listed = f"the batch is listed in {self._run.path / name}"
+        listed = self._list(step)
         in_row, most = int(values.get(IN_ROW, 0)), self._max_skipped
         if 0 < in_row <= most:
             total = int(values[SKIPPED])
@@ -155,6 +151,17 @@ class RunLog:
                 f"{found}; checkpoints before it are kept, {listed}. {self._remedy}"
             )
         )
+
+    def _list(self, step: int) -> str:
+        """Lists the batch of a step; where, or why that could not be."""
+        name = f"nonfinite_{step}.json"
+        indices = self._indices(step - 1).tolist()
+        about = {"step": step, "seed": self._seed, "index": indices}
+        try:
+            self._run.write_json(name, about)
+        except (DiskFullError, OutputError) as error:
+            return f"the batch could not be listed: {error}"
+        return f"the batch is listed in {self._run.path / name}"
 
 
 def _terms(row: Mapping[str, float]) -> dict[str, float]:

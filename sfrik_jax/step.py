@@ -135,7 +135,9 @@ def make_train_step(
         due = (step % log_every == 0) | (step == 1) | (step == last_step)
         for name, value in _gauges_when(due, found.z, mesh).items():
             scalars[f"z/{name}"] = value
-        new = TrainState(step, params, found.batch_stats, opt_state, state.skipped)
+        # Where steps are not skipped, none is in a row of them.
+        skipped = state.skipped._replace(in_row=jnp.zeros_like(state.skipped.in_row))
+        new = TrainState(step, params, found.batch_stats, opt_state, skipped)
         if skip_nonfinite:
             fine = jnp.isfinite(found.value) & jnp.isfinite(norm)
             new = _skipped_unless(fine, new, state)

@@ -1,5 +1,6 @@
 """N1, N2: numbers that are not finite end a run, or are skipped and counted."""
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_many_processes import Job
 from test_pretrain import SMALL, command, job_of
@@ -18,8 +20,13 @@ from sfrik_jax import finite, metrics, pretrain, train_state, weights
 from sfrik_jax.__main__ import main
 from sfrik_jax.checkpoint import Checkpoints
 from sfrik_jax.data.crops import Order
-from sfrik_jax.errors import NonFiniteError
-from sfrik_jax.train_state import TrainState
+from sfrik_jax.errors import DiskFullError, NonFiniteError
+from sfrik_jax.mesh import replicated
+from sfrik_jax.passes import Result
+from sfrik_jax.run_log import RunLog
+from sfrik_jax.rundir import RunDirectory
+from sfrik_jax.step import make_train_step
+from sfrik_jax.train_state import Skipped, TrainState
 
 LOST = "views:2=nan:11 loss:4=nan gradient:5=inf"
 # Of a run of eight steps: three in a row, then one.
@@ -132,6 +139,35 @@ def test_n1_a_step_that_is_not_finite_changes_counts_alone(arm, layout, settings
     assert run.step._cache_size() == 1
 
 
+def test_n1_a_row_of_skips_ends_with_a_step_that_may_not_be_skipped(job):
+    """So that a session that skips again does not go on counting; the total stays."""
+    params, optimizer = {"w": jnp.ones(2)}, optax.sgd(0.1)
+    first = TrainState(
+        step=jnp.int32(7),
+        params=params,
+        batch_stats={},
+        opt_state=optimizer.init(params),
+        skipped=Skipped(jnp.int32(3), jnp.int32(2)),
+    )
+    first = jax.device_put(first, replicated(job.mesh))
+
+    def learnt(params, batch_stats, batch) -> Result:
+        z = [jnp.eye(4)] * 2
+        return Result(jnp.float32(1), {}, z, batch_stats, params)
+
+    step = make_train_step(
+        job.learner._replace(run=learnt),
+        optimizer,
+        first,
+        schedule=lambda update: update / 10,
+        log_every=1,
+        last_step=9,
+    )
+    state, _ = step(first, {})
+    assert jax.device_get(state.skipped) == (3, 0)
+    np.testing.assert_allclose(state.params["w"], 0.9)
+
+
 def test_n1_the_first_tensor_is_named_and_whole_numbers_are_passed_over():
     tree = {"a": np.arange(3), "b": [np.zeros(2), np.array([1.0, np.inf])]}
     tree["c"] = np.full((2, 2), np.nan, np.float32)
@@ -178,6 +214,44 @@ def test_n1_more_than_the_budget_in_a_row_ends_the_run(tmp_path, small, arm, cap
         assert steps_of(run)[-1] == 4
         assert column(run, "train/skipped") == [0, 0, 1, 2]
         assert listed(run) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("in_row", [0, 1])
+def test_n1_a_full_disk_changes_no_decision(tmp_path, monkeypatch, job, in_row):
+    """The batch is not listed; the step is skipped, or ends the run with 70."""
+    said: list[str] = []
+
+    def refuse(*_) -> None:
+        raise DiskFullError("the disk is full")
+
+    monkeypatch.setattr(RunDirectory, "write_json", refuse)
+    monkeypatch.setattr(metrics.Unseen, "say", lambda _, line: said.append(line))
+    counts = {"train/skipped": 1, "train/skipped_in_row": in_row}
+    values = {"train/loss": np.nan, "train/gradient_norm": 1.0, **counts}
+    end: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    listed = "the batch could not be listed: the disk is full"
+    if not in_row:
+        end = pytest.raises(NonFiniteError, match=f"at step 2; .*, {listed}. Look.")
+    with RunDirectory(tmp_path, job.config) as run:
+        log = RunLog(
+            run,
+            metrics.Unseen(),
+            metrics.Unseen(),
+            first=0,
+            total=9,
+            steps_per_epoch=3,
+            views_per_step=2,
+            every=5,
+            indices=lambda step: np.arange(3),
+            seed=0,
+            remedy="Look.",
+            max_skipped=1,
+        )
+        log.add(2, {name: jnp.asarray(value) for name, value in values.items()}, 0.0)
+        with end:
+            log.drain()
+    counted = "SFRIK-STEP-SKIPPED train/loss is nan at step 2 (1 in a row of at most 1"
+    assert said == ([f"{counted}, 1 in all); {listed}"] if in_row else [])
 
 
 def ends_with_70(run: Path, own: list[str], capsys: pytest.CaptureFixture) -> str:
@@ -238,6 +312,13 @@ def test_n1_a_picture_of_one_process_is_skipped_by_all(tmp_path, small, arm):
     codes, said = Job([command(tmp_path / "over", over)] * 2, devices=2).end()
     assert codes == [70, 70], said
     assert "2 steps in a row with step.max_skipped=1" in said[0]
+    # None at all: the picture of process 1 ends both, and is listed.
+    arm(f"views:3=nan:{sample}")
+    run, none = tmp_path / "none", [*own, "step.nonfinite=raise"]
+    codes, said = Job([command(run, none)] * 2, devices=2).end()
+    assert codes == [70, 70], said
+    assert "is nan at step 3; checkpoints before" in said[0]
+    assert listed(run) == [3]
 
 
 # --- What is stored -------------------------------------------------------------------

@@ -11,6 +11,7 @@ from test_pretrain import command, width_of
 
 from sfrik_jax import faults, metrics, replay
 from sfrik_jax.__main__ import main
+from sfrik_jax.errors import MismatchError
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,10 @@ def test_a_replay_without_what_it_needs_is_refused(run, tmp_path, capsys):
     refused = {
         ("--step", "3"): (66, "and none before 3; raise checkpoint.keep"),
         ("--step", "6"): (66, "nonfinite_6.json; the steps 3, 4, 5 are listed"),
-        ("--config.seed=1",): (78, "seed: the step of"),
+        ("--config.seed=1",): (2, "seed: the step of"),
+        # Free for a resumed run, but they change what the step is.
+        ("--config.step.nonfinite=raise",): (2, "step.nonfinite: the step of"),
+        ("--config.data.on_error=skip",): (2, "data.on_error: the step of"),
         ("--config.sed=1",): (2, "did you mean seed?"),
         ("--out", str(run / "run.json")): (73, "is a file; name a directory"),
     }
@@ -104,6 +108,43 @@ def test_a_replay_without_what_it_needs_is_refused(run, tmp_path, capsys):
         (tmp_path / "nonfinite_5.json").write_text(text)
         assert main(replayed(tmp_path)) == code
     assert not list(tmp_path.glob("replay*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "refused"),
+    [
+        ("optim.base_lr", 3.0, 1.0, True),
+        ("optim.epochs", 2, 4, True),
+        # Its skipped steps would be taken.
+        ("step.nonfinite", "skip", "raise", True),
+        ("step.nonfinite", "raise", "skip", False),
+        ("log.every_steps", 1, 2, False),
+    ],
+)
+def test_a_replay_over_a_change_of_settings_is_refused(
+    tmp_path, key, old, new, refused
+):
+    change = {"key": key, "old": old, "new": new, "step": 4}
+    (tmp_path / "run.json").write_text(json.dumps({"config_changes": [change]}))
+    replay._refuse_changed(tmp_path, 5)
+    for start in (0, 4):
+        if refused:
+            with pytest.raises(MismatchError, match=f"changed {key} .* at step 4, and"):
+                replay._refuse_changed(tmp_path, start)
+        else:
+            replay._refuse_changed(tmp_path, start)
+
+
+def test_a_replay_asks_the_history_of_its_run(run, capsys):
+    path = run / "run.json"
+    before = path.read_bytes()
+    change = {"key": "optim.base_lr", "old": 1.0, "new": 3.0, "step": 6}
+    path.write_text(json.dumps({**json.loads(before), "config_changes": [change]}))
+    try:
+        assert main(replayed(run)) == 78
+    finally:
+        path.write_bytes(before)
+    assert "changed optim.base_lr from 1.0 to 3.0 at step 6" in capsys.readouterr().err
 
 
 def found_with(**changes) -> replay.Findings:

@@ -4,10 +4,13 @@ import argparse
 from pathlib import Path
 
 from sfrik_jax import config as configs
-from sfrik_jax import processes, resuming
+from sfrik_jax import processes
 from sfrik_jax.commands.parsing import Groups, checked_output, command, count
-from sfrik_jax.errors import MismatchError, MissingInputError, OutputError
+from sfrik_jax.errors import ConfigError, MissingInputError, OutputError
 from sfrik_jax.interrupts import Stop
+
+# Keys, or sections ending in a dot, that may be others than those of the run.
+OF_THE_MACHINE = ("mesh.", "data.workers", "data.worker_type", "processes.", "log.")
 
 
 def add(groups: Groups) -> None:
@@ -41,10 +44,13 @@ def replay(args: argparse.Namespace) -> int:
     if not (workdir / "config.json").is_file():
         raise MissingInputError(f"--workdir {workdir} is no run: it has no config.json")
     config = configs.load_for("pretrain", workdir, args.overrides)
-    changes = resuming.conflicts(configs.diff(configs.load(workdir), config))
-    if changes:
-        keys = ", ".join(key for key, *_ in changes)
-        raise MismatchError(f"{keys}: the step of {workdir} would be another one")
+    changes = [key for key, *_ in configs.diff(configs.load(workdir), config)]
+    refused = [key for key in changes if not key.startswith(OF_THE_MACHINE)]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)}: the step of {workdir} would be another one; leave "
+            f"out all settings but {', '.join(OF_THE_MACHINE)}"
+        )
     configs.validate(config)
     settings = config.processes
     join, heartbeat = settings.join_seconds, settings.heartbeat_seconds
