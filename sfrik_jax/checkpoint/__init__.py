@@ -154,6 +154,7 @@ class Checkpoints:
           CorruptInputError: checkpoints are there and none is whole.
           MismatchError: one is whole, of other leaves, dtypes or shapes than
             `abstract`, or of another format.
+          MissingInputError: `only` is deleted by the run that writes here.
         """
         bad: dict[int, str] = {}
         stored = processes.from_first(self.steps) if only is None else [only]
