@@ -186,8 +186,9 @@ def test_c2_a_file_that_nobody_may_read_falls_back(copied, caplog):
     if os.geteuid() == 0:  # whom no permission stops: as another user
         for path in (copied, *copied.rglob("*")):
             os.chown(path, 65534, 65534)
-        for path in list(copied.parents)[:3]:
-            path.chmod(0o777)
+        for path in copied.parents:
+            if "pytest-" in str(path):
+                path.chmod(0o777)
         os.seteuid(65534)
     try:
         assert_falls_back(copied, "cannot be read .Permission denied", caplog)

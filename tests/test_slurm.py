@@ -239,7 +239,7 @@ def test_t4_a_requeue_that_fails_says_what_to_do(batch, how):
     )
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 65, 66, 70, 73, 74, 78])
+@pytest.mark.parametrize("code", [0, 1, 2, 65, 66, 70, 71, 73, 74, 78])
 def test_a_code_that_no_restart_mends_is_the_job_s(batch, code):
     # The peers of a process that ended die by signal.
     result = batch(f"{code}" if code == 0 else f"SIGABRT {code} 76")
