@@ -95,6 +95,7 @@ def test_i1_skipping_is_bitwise_the_same_by_more_threads_and_resumed(tmp_path, f
     assert listed(cut) == listed(whole)
 
 
+@pytest.mark.slow
 def test_i1_above_the_budget_the_command_ends_with_65(tmp_path, folder, capsys):
     run = tmp_path / "run"
     over = of_folder(folder, "data.on_error=skip", "data.max_bad=2")
@@ -107,6 +108,7 @@ def test_i1_above_the_budget_the_command_ends_with_65(tmp_path, folder, capsys):
     assert not (run / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_i1_a_bad_picture_to_test_on_ends_with_65_also_with_skip(
     tmp_path, folder, capsys
 ):
@@ -144,6 +146,7 @@ def prepared(tmp_path, data_dir):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_i4_a_flipped_bit_in_a_record_follows_the_policy(tmp_path, prepared):
     id = damage_a_record(prepared)
     own = [*SMALL, f"data.path={prepared}"]
