@@ -6,7 +6,7 @@ so a job that was stopped and resumed is the job that never stopped.
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,24 +82,10 @@ def run_steps(
       Preempted: a signal asked to stop, and the state is saved.
       NonFiniteError: the loss or the gradient is not finite.
     """
-    try:
-        return _take_steps(plan, state, loader, run, checkpoints, stop)
-    finally:
-        # A save that still goes on is not to be ended for taking longer than a step.
-        watchdog.at("end", plan.total)
-
-
-def _take_steps(
-    plan: Plan,
-    state: State,
-    loader: TrainLoader,
-    run: RunDirectory,
-    checkpoints: Checkpoints,
-    stop: Stop,
-) -> tuple[State, float]:
     total, first = plan.total, int(state.step)
     evaluated = processes.from_first(lambda: _was_evaluated(run, plan, first))
     with (
+        _end_noted(total),
         contextlib.closing(loader.iterate(first)) as batches,
         _writer(run, first) as writer,
         _display(plan, first) as display,
@@ -133,6 +119,15 @@ def _take_steps(
             log.add(step, scalars, waited)
             between.steps(step, state, stopping=stop.reached(step))
         return state, log.seconds()
+
+
+@contextlib.contextmanager
+def _end_noted(total: int) -> Iterator[None]:
+    """A save that still goes on then may take longer than a step."""
+    try:
+        yield
+    finally:
+        watchdog.at("end", total)
 
 
 class _Between(NamedTuple):

@@ -5,16 +5,15 @@ restarts.
 """
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import test_pretrain
 from conftest import CACHE
-from test_pretrain import PINNED, ROOT, SMALL, command
+from test_pretrain import SMALL
 
 from sfrik_jax import metrics
 from sfrik_jax.checkpoint import description, manifest
@@ -33,20 +32,13 @@ SETTINGS = [
 
 def start(workdir: Path, settings: list[str], *, faults: str = "") -> subprocess.Popen:
     """The real command in a process of its own, on one core."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PLATFORMS": "cpu",
-        "SFRIK_TESTING": "1",
-        "SFRIK_FAULTS": faults,
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", PINNED, *command(workdir, settings)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    return test_pretrain.start(
+        workdir,
+        settings,
+        JAX_COMPILATION_CACHE_DIR=str(CACHE / "jax"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+        SFRIK_TESTING="1",
+        SFRIK_FAULTS=faults,
     )
 
 

@@ -65,12 +65,13 @@ def job_of(overrides: list[str]) -> pretrain.Job:
     return pretrain.build(config)
 
 
-def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
+def start(workdir: Path, overrides: list[str], **variables: str) -> subprocess.Popen:
     """The real command in a process of its own, pinned to one core."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PLATFORMS": "cpu",
     }
+    environment |= variables
     return subprocess.Popen(
         [sys.executable, "-c", PINNED, *command(workdir, overrides)],
         cwd=ROOT,
