@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -127,12 +127,13 @@ class Evaluation:
         run: RunDirectory,
         state: TrainState,
         random_state: Callable[[], TrainState],
-        seconds: float,
+        about: Mapping[str, Any],
         check: Callable[[str], None],
     ) -> None:
         """Writes backbone.safetensors, pictures/neighbours.png and summary.json.
 
         Args:
+          about: what the summary says of the training.
           check: raises where a stop was asked for; called between the parts.
         """
         variables = self._variables(state)
@@ -154,8 +155,12 @@ class Evaluation:
         check("before its summary")
         if processes.first():
             self._draw_neighbours(run, variables)
-            self._write_summary(run, summary, int(state.step), seconds)
+            self._write_summary(run, summary, int(state.step), about)
         processes.barrier()
+
+    def pictures(self, count: int) -> np.ndarray:
+        """The first ones to test on, or to learn from; uint8 [<= count, S, S, 3]."""
+        return (self._test or self._train).first(count)
 
     def _variables(self, state: TrainState) -> Any:
         """The backbone's, whole on each device of this process."""
@@ -174,14 +179,18 @@ class Evaluation:
         }
 
     def _write_summary(
-        self, run: RunDirectory, summary: dict[str, Any], steps: int, seconds: float
+        self,
+        run: RunDirectory,
+        summary: dict[str, Any],
+        steps: int,
+        about: Mapping[str, Any],
     ) -> None:
         rates = [
             row.get("time/views_per_second") for row in metrics.read_rows(run.path)
         ]
         rates = [rate for rate in rates if rate is not None]
         summary |= {
-            "train_seconds": round(seconds, 1),
+            **about,
             "views_per_second": round(float(np.median(rates)), 1) if rates else None,
             "steps": steps,
             "seed": self._config.seed,

@@ -21,11 +21,13 @@ from sfrik_jax import (
 from sfrik_jax import (
     finite,
     loop,
+    memory_use,
     models,
     optim,
     previews,
     processes,
     resuming,
+    spectra,
     train_state,
     watchdog,
 )
@@ -129,8 +131,32 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
         plan = plan_of(job, evaluation)
         state, seconds = loop.run_steps(plan, state, job.loader, run, checkpoints, stop)
     stop.check(f"after step {job.plan.total_steps}, saved")
-    evaluation.finish(run, state, job.random_state, seconds, stop.check)
+    about = _about_training(plan, seconds)
+    _write_spectra(job, evaluation, run, state)
+    evaluation.finish(run, state, job.random_state, about, stop.check)
     return 0
+
+
+def _about_training(plan: loop.Plan, seconds: float) -> dict[str, Any]:
+    """What the summary says of the steps."""
+    peak, owner = memory_use.peak()
+    return {
+        "train_seconds": round(seconds, 1),
+        "views_per_step": plan.views_per_step,
+        "peak_memory_bytes": peak,
+        "memory_of": owner,
+    }
+
+
+def _write_spectra(
+    job: Job, evaluation: Evaluation, run: RunDirectory, state: TrainState
+) -> None:
+    """Writes spectrum.json, but of a projector that no device has whole."""
+    if processes.first() and job.learner.network.columns is None:
+        images = evaluation.pictures(spectra.PICTURES)
+        run.write_json(
+            spectra.FILE, spectra.of_state(job.model, state, images, job.views[0])
+        )
 
 
 def _tell_changes(run: RunDirectory, job: Job, state: TrainState) -> None:

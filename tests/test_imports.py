@@ -16,7 +16,8 @@ PACKAGE = "sfrik_jax"
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
     "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
-    "data.progress device_checks errors jobs kernels leaves models.cpu_convolutions "
+    "data.progress device_checks errors jobs kernels leaves memory_use "
+    "models.cpu_convolutions "
     "optim planning planning.hardware redaction report.page settings target version",
     "checkpoint.digest config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
@@ -46,7 +47,7 @@ LEVELS = [
     "metrics number_faults resuming summary watchdog weights.card weights.export "
     "weights.files",
     "checkpoint commands.configuration commands.running data.loader image_set "
-    "rundir step sweeps weights",
+    "rundir spectra step sweeps weights",
     "commands.sweeping evaluation jobs.results previews run_log subject warm_start",
     "commands.weights jobs.parts loop",
     "jobs.bench jobs.features pretrain",

@@ -148,6 +148,23 @@ def wasserstein(features: Array) -> float:
     return _distance_to_uniform(features, *_unit_moments(features))
 
 
+def spectrum(features: Array) -> np.ndarray:
+    """Eigenvalues of the covariance of u, falling, divided by their sum.
+
+    The uniform law on the sphere of R^d has d equal ones; few that are large mean that
+    the directions are used unevenly. A set whose rows are all equal has zeros alone.
+
+    Returns: [min(N, d)], float64.
+    Raises: ConfigError for impossible shapes or non-finite features.
+    """
+    checks.features("features", features)
+    mean, _ = _unit_moments(features)
+    values = _singular_values(features, lambda rows: _unit(rows) - mean)[::-1] ** 2
+    # What is left of N equal rows is rounding: 1e-16 of their length, squared.
+    total = values.sum()
+    return values / total if total > 1e-24 * len(features) else np.zeros_like(values)
+
+
 def _distance_to_uniform(
     features: Array, mean: np.ndarray, variance: np.ndarray
 ) -> float:
