@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from test_kernel_presets import polynomials
 
 from sfrik_jax import kernel_presets as presets
 from sfrik_jax.kernel_spectrum import spectrum
-from test_kernel_presets import polynomials
 
 DIMS = [2, 3, 4, 8, 64, 512, 8192, 32_768]
 
