@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# L where a text does not say it: that of the paper, whose best kernels have three.
+# L where a text does not say it: that of the paper's runs, with weights 1-40-40.
 DEFAULT_ORDER = 3
 # The recurrence is written out in the program, so that each order costs compilation.
 LARGEST_ORDER = 64

@@ -36,7 +36,7 @@ def spectrum(
     With the orthonormal polynomials p_l = √N(q, l) P_l the integral is √N(q, l) times
     the mean of K p_l, so that nothing overflows. What limits it: that mean is rounded
     at about 1e-16 √(mean of K²), hence b_l at √N(q, l) times as much. At q = 32768 and
-    l = 3, √N is 2.4e6; at l = 8 it is 5.8e15, and nothing is left of exp(5t). A kernel
+    l = 3, √N is 2.4e6; at l = 8 it is 5.7e15, and nothing is left of exp(5t). A kernel
     that is not smooth is limited by the quadrature, whose error falls as a power of
     the number of nodes.
 
