@@ -149,7 +149,7 @@ def converted(key: str, value: Any, like: Any) -> Any:
     Errors: ConfigError naming the type that `key` needs.
     """
     name = NAMED_NUMBERS.get(key)
-    if name and isinstance(value, str) and value.strip()[:1].isalpha():
+    if name and _is_name(value):
         return value.strip()
     kind = type(like)
     many = kind is tuple
@@ -167,6 +167,10 @@ def converted(key: str, value: Any, like: Any) -> Any:
     if entry_kind is float:
         entries = tuple(map(_as_float, entries))
     return entries if many else entries[0]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip()[:1].isalpha()
 
 
 def _as_float(number: float) -> float:

@@ -1,6 +1,7 @@
 """Kernels beyond the paper's, in training: L = 5 … 8, AUH as a member, each preset."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,11 @@ def test_orders_up_to_eight_are_those_of_one_device_on_eight(x64, order):
 @pytest.mark.parametrize("order", [5, 8])
 def test_high_orders_in_bfloat16_are_within_half_a_percent(order):
     x = np.asarray(jnp.asarray(rows(64, 48), jnp.bfloat16), np.float64)
-    settings = {"weights": ALL[:order], "alignment_coeff": 0.0, "mmd_coeff": 1.0}
+    settings: dict[str, Any] = {
+        "weights": ALL[:order],
+        "alignment_coeff": 0.0,
+        "mmd_coeff": 1.0,
+    }
 
     def loss(x):
         return losses.sfrik([x, x], **settings)[0]
@@ -104,7 +109,11 @@ def test_auhs_uniformity_is_the_logarithm_of_a_sum_over_orders(x64, q, scale):
         assert moments[0] == 1
         want += np.log(series @ moments) / 2
     views = [jnp.asarray(each) for each in x]
-    settings = {"alignment_coeff": 0.0, "uniformity_coeff": 1.0, "scale": scale}
+    settings: dict[str, Any] = {
+        "alignment_coeff": 0.0,
+        "uniformity_coeff": 1.0,
+        "scale": scale,
+    }
     _, terms = losses.auh(views, **settings)
     np.testing.assert_allclose(terms["uniformity"], want, rtol=1e-9)
 
@@ -117,7 +126,11 @@ def test_auhs_gradient_is_that_of_an_mmd_divided_by_its_value(x64, q):
     # The pairs i = j add a constant, (sum b_l)/n, and no gradient.
     value, grad = mmd(tuple(float(b) for b in weights))(jnp.asarray(x))
     whole = constant + (N * value - sum(weights)) / (N - 1)
-    settings = {"alignment_coeff": 0.0, "uniformity_coeff": 1.0, "scale": 2.5}
+    settings: dict[str, Any] = {
+        "alignment_coeff": 0.0,
+        "uniformity_coeff": 1.0,
+        "scale": 2.5,
+    }
     other = jnp.asarray(rows(q=q, seed=1))
     got = jax.grad(lambda x: losses.auh([x, other], **settings)[0])(jnp.asarray(x))
     want = N / (N - 1) * grad / whole / 2  # the mean of two views
@@ -130,7 +143,11 @@ def test_auhs_gradient_is_that_of_an_mmd_divided_by_its_value(x64, q):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_preset_has_a_loss_that_falls_along_its_gradient(name):
     mesh = make_mesh(8)
-    settings = {"weights": name, "alignment_coeff": 0.0, "mmd_coeff": 1.0}
+    settings: dict[str, Any] = {
+        "weights": name,
+        "alignment_coeff": 0.0,
+        "mmd_coeff": 1.0,
+    }
     settings = presets.resolved(settings, Q) | {"regularize_all": True}
     views = build(32, **configs.default().augment)
     loss = make_loss(views, method="sfrik", settings=settings, mesh=mesh)
