@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from sfrik_jax import config_checks, config_files, config_keys, device_checks
 from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.settings import (
     CHOICES,
     LOSS_DEFAULTS,
+    NAMED_NUMBERS,
     RESUME_FREE,
     VARIANTS,
 )
@@ -66,7 +67,7 @@ def default(job: str = "pretrain") -> ConfigDict:
 
     Errors: ConfigError for an unknown job.
     """
-    return ConfigDict(config_keys.tree_of({"job": job})).lock()
+    return _tree(config_keys.known({"job": job}))
 
 
 def loss_section(method: str) -> ConfigDict:
@@ -289,5 +290,9 @@ def _tree(flat: Mapping[str, Any]) -> ConfigDict:
         section, _, name = key.rpartition(".")
         if section and section not in config:
             config[section] = ConfigDict()
+        if (
+            key in NAMED_NUMBERS
+        ):  # numbers or text: a ConfigDict holds to the first type
+            value = FieldReference(value, field_type=object)
         (config[section] if section else config)[name] = value
     return config.lock()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sfrik_jax import addresses, eval_checks, redaction
+from sfrik_jax import addresses, eval_checks, kernel_presets, redaction
 from sfrik_jax.config_ranges import EVAL_RANGES, RANGES, Range
 from sfrik_jax.data import subset_setting
 from sfrik_jax.settings import CHOICES, MULTI_CROP, PATCH_SHIFT
@@ -148,6 +148,11 @@ def check_recipe(at: Settings) -> str | None:
 def check_loss(at: Settings) -> str | None:
     """Something must be trained: a kernel that is not zero, a term that counts."""
     weights = at.get("loss.weights", (1.0,))
+    if isinstance(weights, str):
+        try:
+            kernel_presets.parse(weights)
+        except ValueError as error:
+            return f"loss.weights={shown(weights)}: {error}"
     if not weights:
         return "loss.weights=(); give b_1 … b_L, such as 1,40,40"
     if not any(weights):

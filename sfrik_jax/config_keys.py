@@ -11,7 +11,7 @@ from typing import Any
 from sfrik_jax.config_checks import choice_problem, nearest, shown
 from sfrik_jax.errors import ConfigError
 from sfrik_jax.eval_settings import JOBS
-from sfrik_jax.settings import DEFAULTS, VARIANTS
+from sfrik_jax.settings import DEFAULTS, NAMED_NUMBERS, VARIANTS
 
 KIND_WORDS = {
     bool: "True or False",
@@ -144,8 +144,13 @@ def parsed(text: str, like: Any) -> Any:
 def converted(key: str, value: Any, like: Any) -> Any:
     """`value` in the type of the default `like`; whole numbers may become floats.
 
+    A text that begins with a letter stays one where it may name numbers, see
+    `settings.NAMED_NUMBERS`; whether it names any is for `config_checks`.
     Errors: ConfigError naming the type that `key` needs.
     """
+    name = NAMED_NUMBERS.get(key)
+    if name and _is_name(value):
+        return value.strip()
     kind = type(like)
     many = kind is tuple
     entries = tuple(value) if isinstance(value, tuple | list) else (value,)
@@ -155,10 +160,17 @@ def converted(key: str, value: Any, like: Any) -> Any:
         type(entry) in accepted for entry in entries
     ):
         needs = KIND_WORDS[kind]
-        raise ConfigError(f"{key}={shown(value)} needs {needs}, such as {shown(like)}")
+        other = f", or a name such as {name}" if name else ""
+        raise ConfigError(
+            f"{key}={shown(value)} needs {needs}, such as {shown(like)}{other}"
+        )
     if entry_kind is float:
         entries = tuple(map(_as_float, entries))
     return entries if many else entries[0]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip()[:1].isalpha()
 
 
 def _as_float(number: float) -> float:

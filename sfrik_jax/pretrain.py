@@ -20,6 +20,7 @@ from sfrik_jax import (
 )
 from sfrik_jax import (
     finite,
+    kernel_presets,
     loop,
     memory_use,
     models,
@@ -247,7 +248,7 @@ def build_step(config: ConfigDict, mesh: Mesh, plan: configs.Schedule) -> StepPa
 def _learner(
     config: ConfigDict, model: models.SSLModel, mesh: Mesh, views: tuple[View, ...]
 ) -> Learner:
-    loss_settings = dict(config.loss)
+    loss_settings = kernel_presets.resolved(config.loss, config.model.embed_dim)
     columns = None if config.mesh.projector == "replicated" else config.mesh.projector
     return make_learner(
         model,

@@ -11,7 +11,7 @@ from typing import Any
 # the settings of that method. The number of weights is the truncation order L.
 LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
     "sfrik": {
-        "weights": (1.0, 40.0, 40.0),  # b_1 … b_L of the kernel
+        "weights": (1.0, 40.0, 40.0),  # b_1 … b_L of the kernel, or a name: rbf(2.5)
         "alignment_coeff": 4000.0,  # the squared difference is averaged over q too
         "mmd_coeff": 1.0,
         "regularize_all": True,  # MMD over all views, or over the anchors alone
@@ -222,6 +222,9 @@ VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "augment": ("augment.recipe", RECIPE_DEFAULTS),
     "loss": ("loss.method", LOSS_DEFAULTS),
 }
+
+# Settings of several numbers that may be a text which names them, such as this one.
+NAMED_NUMBERS = {"loss.weights": "rbf(2.5)"}  # see kernel_presets
 
 # Keys, or sections ending in a dot, that a resumed run may change: they touch neither
 # the weights nor the order of the data.

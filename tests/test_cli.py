@@ -62,6 +62,7 @@ def cpu_seconds() -> float:
         ("--config.data.batch_size=many", "needs a whole number"),
         ("--config.model.embed_dim=1", "model.embed_dim=1: it must be at least 2"),
         ("--config.loss.weights=1,-40", "loss.weights=(1.0, -40.0)"),
+        ("--config.loss.weights=rfb(2.5)", "did you mean rbf?"),
         ("--config.optim.base_lr=nan", "optim.base_lr=nan: it must be a finite"),
         ("--config.optim.base_lr=-0.1", "optim.base_lr=-0.1: it must be above 0"),
         ("--config.data.batch_size", "needs a value"),

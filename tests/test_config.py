@@ -81,6 +81,8 @@ def test_each_optimiser_can_be_built(name):
         ("eval.baselines=False", False),
         ("loss.weights=1,40", (1.0, 40.0)),
         ("loss.weights=[1, 40, 40, 3.5]", (1.0, 40.0, 40.0, 3.5)),
+        ("loss.weights=rbf(2.5)", "rbf(2.5)"),
+        ("loss.weights='heat(0.01, order=4)'", "heat(0.01, order=4)"),
         ("model.hidden_dims=()", ()),
         ("model.hidden_dims=512,", (512,)),
         ("data.path=/my pictures/=x", "/my pictures/=x"),
@@ -169,6 +171,8 @@ def test_a_file_that_sets_the_recipes_name_alone_is_refused(tmp_path):
         ("eval.baselines=1", "eval.baselines=1 needs True or False"),
         ("loss.weights=1", "loss.weights=1 needs numbers separated by commas"),
         ("loss.weights=1,a", "loss.weights='1,a' needs numbers"),
+        ("loss.weights='1'", "such as (1.0, 40.0, 40.0), or a name such as rbf(2.5)"),
+        ("model.hidden_dims=rbf(2.5)", "model.hidden_dims='rbf(2.5)' needs numbers"),
         ("model.hidden_dims=8,8.5", "model.hidden_dims=(8, 8.5) needs numbers"),
         ("model.hidden_dims=" + "(" * 5000, "..."),
         ("optim.base_lr=" + "9" * 400, "optim.base_lr=inf: it must be a finite"),
@@ -215,6 +219,10 @@ def test_an_unknown_key_or_a_wrong_type_is_refused(override, words):
         ("loss.weights=1,1e999", "each entry must be a finite number"),
         ("loss.weights=0,0", "set at least one b_l above 0"),
         ("loss.weights=()", "give b_1 … b_L, such as 1,40,40"),
+        ("loss.weights=gauss", "loss.weights='gauss': write NAME(NUMBER), such as rbf"),
+        ("loss.weights=bandlimitd(3)", "did you mean bandlimited?"),
+        ("loss.weights=rbf(0)", "loss.weights='rbf(0)': s=0 must be above 0"),
+        ("loss.weights=heat(1, order=99)", "order=99 must be from 1 to 64"),
         ("loss.alignment_coeff=-1", "at least 0"),
         ("loss.mmd_coeff=-1", "at least 0"),
         ("optim.base_lr=nan", "a finite number"),
@@ -393,6 +401,28 @@ def test_each_config_file_is_valid_and_tells_how_to_run_it(path):
         configs.validate(configs.apply_overrides(config, texts))
 
 
+@pytest.mark.parametrize("text", ["rbf(2.5, order=4)", "bandlimited(3)"])
+def test_a_file_may_name_a_kernel_and_config_json_keeps_the_name(tmp_path, text):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from sfrik_jax.config import default\n"
+        "def get_config():\n"
+        "    config = default()\n"
+        f"    config.loss.weights = {text!r}\n"
+        "    return config\n"
+    )
+    config = configs.load(path)
+    configs.validate(config, num_examples=256_000, num_devices=8)
+    assert config.loss.weights == config.loss.to_dict()["weights"] == text
+    stored = configs.from_json(configs.to_json(config))
+    assert configs.diff(config, stored) == []
+    assert configs.diff(config, configs.default()) == [
+        ("loss.weights", text, (1.0, 40.0, 40.0))
+    ]
+    numbers = configs.apply_overrides(stored, ["loss.weights=1,40"])
+    assert numbers.loss.weights == (1.0, 40.0)
+
+
 def test_a_file_may_take_an_argument(tmp_path):
     path = tmp_path / "x.py"
     path.write_text(
@@ -416,6 +446,7 @@ def test_a_file_may_take_an_argument(tmp_path):
         ("config.data.batch_size = 'a'", "x.py:4: TypeError"),
         ("config.data.batch_size = True", "needs a whole number"),
         ("config.loss = 3", "x.py:4: TypeError"),
+        ("config.loss.weights = 3", "loss.weights=3 needs numbers separated"),
         ("config = 5", "must return a ConfigDict"),
         ("config = unknown", "x.py:4: NameError"),
         ("config = = 5", "x.py:4: SyntaxError"),

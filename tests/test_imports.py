@@ -16,16 +16,16 @@ PACKAGE = "sfrik_jax"
 # below its own. The package itself is the table of contents and may name anything.
 LEVELS = [
     "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
-    "data.progress device_checks errors jobs kernels leaves memory_use "
-    "models.cpu_convolutions "
-    "optim planning planning.hardware redaction report.page settings target version",
+    "data.progress device_checks errors jobs kernel_presets kernels leaves memory_use "
+    "models.cpu_convolutions optim planning planning.hardware redaction report.page "
+    "settings target version",
     "checkpoint.digest config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
     "evaluators.checks evaluators.features evaluators.heads evaluators.multi_labels "
-    "feature_set.checks feature_set.layout files grids interrupts mesh mmd_forms "
-    "models.layers models.norm planning.programs processes.cluster processes.talk "
-    "report.run resample weights.exported weights.stored",
+    "feature_set.checks feature_set.layout files grids interrupts kernel_spectrum mesh "
+    "mmd_forms models.layers models.norm planning.programs processes.cluster "
+    "processes.talk report.run resample weights.exported weights.stored",
     "augment checkpoint.manifest checkpoint.room covariance data.builders.base "
     "data.builders.registered data.decode data.fashion_mini.make data.hashes "
     "data.photos data.sources data.subsets eval_checks evaluators.descent "
@@ -93,6 +93,8 @@ DOORS = {
 # The mathematics needs arrays and nothing else.
 PURE = {
     "kernels": {"jax"},
+    "kernel_presets": {"numpy"},
+    "kernel_spectrum": {"numpy", f"{PACKAGE}.kernel_presets"},
     "collectives": {"jax"},
     "target": {"jax"},
     "mmd_forms": {

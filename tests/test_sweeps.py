@@ -86,6 +86,10 @@ def ran(place: Path) -> list[str]:
         ("loss.weights=(1,), (1,40)", ["(1,)", "(1,40)"]),
         ("data.train_split=train[:64],train[64:]", ["train[:64]", "train[64:]"]),
         ("data.name='a,b','c'", ["'a,b'", "'c'"]),
+        (
+            "loss.weights=(1,),(1,40),rbf(2.5, order=4)",
+            ["(1,)", "(1,40)", "rbf(2.5, order=4)"],
+        ),
     ],
 )
 def test_values_are_parted_by_commas_outside_of_brackets(text, values):
