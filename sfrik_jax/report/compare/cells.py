@@ -72,6 +72,10 @@ class Layout:
     names: Mapping[str, str]
     repeats: list[str]
 
+    def shown(self, key: str, settings: Mapping[str, Any]) -> str:
+        """The text of a setting below its name: of "L" the number of weights."""
+        return shown(key, settings, self.names.get(WEIGHTS) == "L")
+
 
 def layout(members: Sequence[Member]) -> Layout:
     """The cells of the runs that have settings, in the order of their values."""
@@ -203,9 +207,11 @@ def _axes(members: Sequence[Member], varying: Sequence[str]) -> list[str]:
 
 
 def _are_prefixes(weights: Sequence[Any]) -> bool:
-    """Whether all weights are lists of which each goes on where a shorter one ends."""
-    lists = sorted((w for w in weights if w is not None), key=lambda w: len(str(w)))
-    if not lists or not all(isinstance(w, list) for w in lists):
+    """Whether weights are lists that go on where a shorter one ends."""
+    lists = [w for w in weights if w is not None]
+    if not all(isinstance(w, list) for w in lists):
+        return False
+    if len({len(w) for w in lists}) < 2:  # one choice of weights is shown whole
         return False
     longest = max(lists, key=len)
     return all(w == longest[: len(w)] for w in lists)

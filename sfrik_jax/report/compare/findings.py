@@ -123,7 +123,7 @@ def _row(
     ]
     if rest:
         parts = (
-            f"{layout.names[key]} = {names.shown(key, cell.settings)}"
+            f"{layout.names[key]} = {layout.shown(key, cell.settings)}"
             for key in rest
             if key in cell.settings
         )
@@ -144,7 +144,7 @@ def _record(
             f"{name}_sd": spread and spread.deviation,
             f"{name}_n": spread and spread.n,
         }
-    if best is not None:
+    if best is not None and cell is not best:
         record |= _difference(cell, best, found[0])
     return record
 

@@ -13,11 +13,13 @@ STYLE = """
 }
 main { max-width: 76rem; }
 section > h3 { margin: 1.8rem 0 .5rem; font-size: 1rem; font-weight: 600; }
+.panels + .scroll { margin-top: 1.8rem; }
 .groups { margin: 0 0 1.2rem; font-size: .88rem; }
 .sortable { width: auto; min-width: min(100%, 34rem); }
 .sortable th, .sortable td { padding: .42rem .7rem; }
 .sortable th.number, .sortable td.number { text-align: right; }
 .sortable tbody th, .sortable td:not(.number) { max-width: 26rem; min-width: 5rem; }
+.sortable td:last-child:not(.number) { min-width: 14rem; }
 .sortable tbody th { overflow-wrap: anywhere; min-width: 9rem; }
 .sortable thead button {
   all: unset; cursor: pointer; color: inherit; white-space: nowrap;
@@ -40,9 +42,12 @@ section > h3 { margin: 1.8rem 0 .5rem; font-size: 1rem; font-weight: 600; }
   border: 2px solid var(--ground);
 }
 .grid td.best { font-weight: 700; outline: 2px solid var(--ink); outline-offset: -3px; }
+@media (max-width: 46rem) {
+  .grid { font-size: .85rem; }
+  .grid th, .grid td { padding: .4rem .35rem; }
+  .sortable { font-size: .85rem; }
+}
 .grid small { display: block; color: inherit; font-weight: 400; opacity: .85; }
-.scroll > .grid + .grid { margin-top: 1.5rem; }
-.bad { color: var(--second); }
 """
 
 # Sorts by data-value where all filled cells have one, else by the text; cells without

@@ -31,7 +31,9 @@ def run_table(collection: Collection, layout: Layout) -> Table:
         values = [names.score(s)(member) if member.done else None for s in found]
         keys = ["seed", *layout.varying]
         texts = [
-            names.text(member.settings.get(key, member.overrides.get(key)))
+            layout.shown(key, member.settings)
+            if member.settings
+            else names.text(member.overrides.get(key))
             for key in keys
         ]
         rows.append(
@@ -118,7 +120,7 @@ def neighbours(order: Sequence[Cell]) -> Iterator[str]:
 def commands(collection: Collection) -> Iterator[str]:
     """Commands that make the runs again."""
     parts = []
-    sweeps = [line for sweep in collection.sweeps for line in _sweep_command(sweep)]
+    sweeps = [line for sweep in collection.sweeps for line in sweep_command(sweep)]
     if sweeps:
         parts.append(page.code("\n".join(sweeps)))
     blocks = [
@@ -193,7 +195,7 @@ def _texts(pairs: Any) -> str:
     return ", ".join(f"{key} = {names.text(value)}" for key, value in pairs.items())
 
 
-def _sweep_command(sweep: Sweep) -> list[str]:
+def sweep_command(sweep: Sweep) -> list[str]:
     """The command of a sweep whose runs are all choices of some values."""
     points = [run.get("overrides") for run in sweep.runs]
     if not sweep.spec or not points or not all(isinstance(p, dict) for p in points):

@@ -96,7 +96,9 @@ def number(value: float | None, digits: int = 1, unit: str = "") -> Entry:
 
 def figure(value: float | None) -> Entry:
     """A number of any size with three digits, or a dash."""
-    return Entry(NOTHING) if value is None else Entry(f"{value:.3g}", value)
+    if value is None:
+        return Entry(NOTHING)
+    return Entry(f"{value:.3g}".replace("-", "\u2212"), value)
 
 
 def mean(found: Spread | None, digits: int = 1) -> Entry:
