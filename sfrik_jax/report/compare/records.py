@@ -197,8 +197,9 @@ def _texts(pairs: Any) -> str:
 
 def sweep_command(sweep: Sweep) -> list[str]:
     """The command of a sweep whose runs are all choices of some values."""
-    points = [run.get("overrides") for run in sweep.runs]
-    if not sweep.spec or not points or not all(isinstance(p, dict) for p in points):
+    listed = [run.get("overrides") for run in sweep.runs]
+    points = [point for point in listed if isinstance(point, dict)]
+    if not sweep.spec or not points or len(points) < len(listed):
         return []
     keys = list(points[0])
     values = {key: list(dict.fromkeys(str(p.get(key)) for p in points)) for key in keys}
