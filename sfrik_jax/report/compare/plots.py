@@ -192,7 +192,7 @@ def kernels(layout: Layout) -> Iterator[str]:
             continue
         label = names.text(setting)
         weights = profiles.weights_of(setting, dim)
-        if weights is None or not sum(weights) > 0:
+        if weights is None:
             untold.append(label)
         elif label not in found:
             found[label] = weights, dim

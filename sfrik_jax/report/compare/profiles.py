@@ -46,10 +46,12 @@ def lines(
 
 
 def weights_of(setting: Any, dim: int) -> tuple[float, ...] | None:
-    """The numbers b_1 … b_L of a setting; None where they cannot be told."""
+    """The numbers b_1 … b_L of a setting; None where they make no kernel."""
     if not isinstance(setting, list):
         return None
     try:
-        return tuple(float(weight) for weight in setting)
+        weights = tuple(float(weight) for weight in setting)
+        usable = math.isfinite(math.fsum(weights)) and sum(weights) > 0
     except (TypeError, ValueError, OverflowError):
         return None
+    return weights if usable else None
