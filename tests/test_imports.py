@@ -18,7 +18,7 @@ LEVELS = [
     "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
     "data.progress device_checks errors jobs kernels leaves models.cpu_convolutions "
     "optim planning planning.hardware redaction report.compare.look "
-    "report.compare.profiles report.compare.statistics report.page settings target "
+    "report.compare.statistics report.page settings target "
     "version",
     "checkpoint.digest config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
@@ -46,7 +46,8 @@ LEVELS = [
     "report train_state weights.names",
     "checkpoint.folder config data.crops data.images fixed_order "
     "metrics number_faults report.compare.figures report.compare.gather "
-    "report.compare.tables resuming summary watchdog weights.card weights.export "
+    "report.compare.profiles report.compare.tables resuming summary watchdog "
+    "weights.card weights.export "
     "weights.files",
     "checkpoint commands.configuration commands.running data.loader image_set "
     "report.compare.cells rundir step sweeps weights",
@@ -98,7 +99,7 @@ PURE = {
     "kernels": {"jax"},
     "collectives": {"jax"},
     "target": {"jax"},
-    "report.compare.profiles": {"numpy"},
+    "report.compare.profiles": {"numpy", f"{PACKAGE}.kernel_presets"},
     "report.compare.statistics": set(),
     "mmd_forms": {
         "jax",

@@ -200,6 +200,18 @@ def test_weights_that_are_no_prefixes_are_shown_whole(tmp_path):
     }
 
 
+def test_kernels_with_a_name_are_drawn(tmp_path):
+    for place, weights in enumerate(["rbf(2.5, order=3)", [1.0, 40.0], "nonsense(1)"]):
+        loss = {"method": "sfrik", "weights": weights}
+        made.write_run(tmp_path / str(place), made.config(loss=loss), 80.0 + place)
+    compare([tmp_path / "0", tmp_path / "1", tmp_path / "2"])
+    page = Page(tmp_path / "report.html")
+    assert "Not drawn: nonsense(1)." in page.text
+    labels = [svg["aria-label"] for svg in page.every("svg")]
+    assert "K(t)/K(1) of 2 kernels" in labels
+    assert "Best: weights = nonsense(1)" in page.text
+
+
 def test_tuning_stays_apart_from_the_results(tmp_path):
     methods(tmp_path)
     settings = made.config(seed=0, loss={"method": "sfrik", "weights": [1.0, 40.0]})

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sfrik_jax import kernel_presets
+
 POINTS = 161
 # Cosines of random unit vectors of R^q have the standard deviation 1/sqrt(q).
 DEVIATIONS = 4.0
@@ -46,11 +48,11 @@ def lines(
 
 
 def weights_of(setting: Any, dim: int) -> tuple[float, ...] | None:
-    """The numbers b_1 … b_L of a setting; None where they make no kernel."""
-    if not isinstance(setting, list):
+    """The numbers b_1 … b_L of a list or a name; None where they make no kernel."""
+    if not isinstance(setting, list | str):
         return None
     try:
-        weights = tuple(float(weight) for weight in setting)
+        weights = kernel_presets.resolve(setting, dim)
         usable = math.isfinite(math.fsum(weights)) and sum(weights) > 0
     except (TypeError, ValueError, OverflowError):
         return None
