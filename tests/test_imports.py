@@ -52,7 +52,8 @@ LEVELS = [
     "checkpoint commands.configuration commands.running data.loader image_set "
     "report.compare.cells rundir step sweeps weights",
     "commands.sweeping evaluation jobs.results previews report.compare.findings "
-    "report.compare.heat report.compare.records run_log subject warm_start",
+    "report.compare.heat report.compare.kernel_plots report.compare.records run_log "
+    "subject warm_start",
     "commands.weights jobs.parts loop report.compare.plots",
     "jobs.bench jobs.features pretrain report.compare",
     "commands.data commands.reports commands.training jobs.answers jobs.supervised "

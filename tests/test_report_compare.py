@@ -7,15 +7,12 @@ import shutil
 import subprocess
 import time
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import synthetic_sweeps as made
 from test_report import Page
 
-from sfrik_jax import kernels
 from sfrik_jax.__main__ import main
-from sfrik_jax.report.compare import cells, gather, look, profiles, records, statistics
+from sfrik_jax.report.compare import cells, gather, look, records
 from sfrik_jax.report.compare import write_comparison as compare
 
 
@@ -34,39 +31,6 @@ def sweep(tmp_path_factory):
     directory = made.grid_sweep(tmp_path_factory.mktemp("runs") / "lq", accuracy)
     assert main(["report", str(directory)]) == 0
     return directory
-
-
-def test_a_spread_by_hand():
-    found = statistics.spread([1.0, 2.0, 6.0])
-    # deviations -2, -1, 3: 14/2 = 7
-    assert found is not None and (found.mean, found.n) == (3.0, 3)
-    assert found.deviation == pytest.approx(7**0.5)
-    assert statistics.spread([5.0]) == statistics.Spread(5.0, None, 1)
-    assert statistics.spread([]) is None
-
-
-def test_paired_differences_by_hand():
-    a, b = {"0": 5.0, "1": 7.0, "2": 9.0, "8": 0.0}, {"0": 4.0, "1": 5.0, "2": 6.0}
-    # 1, 2, 3: sd 1, error 1/sqrt(3)
-    found = statistics.paired(a, b)
-    assert found is not None and (found.mean, found.n) == (2.0, 3)
-    assert found.error == pytest.approx(3**-0.5)
-    assert found.exceeds_noise  # 2 > 1.15
-    wide = statistics.paired({"0": 1.0, "1": 4.0}, {"0": 0.0, "1": 0.0})
-    assert wide is not None and wide.error == pytest.approx(1.5)
-    assert wide.mean == 2.5 and not wide.exceeds_noise  # 2.5 < 3
-    one = statistics.paired(a, {"0": 1.0})
-    assert one is not None and (one.mean, one.error, one.n) == (4.0, None, 1)
-    assert one.exceeds_noise is None
-    assert statistics.paired(a, {"9": 1.0}) is None
-
-
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, 40.0), (2.0, 0.0, 1.0, 3.0)])
-@pytest.mark.parametrize("dim", [3, 64])
-def test_profiles_are_those_of_the_kernels(weights, dim):
-    t = np.linspace(-1, 1, 21)
-    want = kernels.TruncatedKernel(weights)(jnp.asarray(t), dim) / sum(weights)
-    np.testing.assert_allclose(profiles.profile(weights, t, dim), want, atol=1e-5)
 
 
 def test_cells_have_means_over_seeds(sweep):

@@ -7,7 +7,16 @@ from pathlib import Path
 from sfrik_jax.errors import ConfigError
 from sfrik_jax.files import make_folder, write_whole
 from sfrik_jax.report import page
-from sfrik_jax.report.compare import cells, findings, heat, look, plots, records, tables
+from sfrik_jax.report.compare import (
+    cells,
+    findings,
+    heat,
+    kernel_plots,
+    look,
+    plots,
+    records,
+    tables,
+)
 from sfrik_jax.report.compare.cells import Layout
 from sfrik_jax.report.compare.gather import Collection, collect, is_sweep
 from sfrik_jax.report.compare.tables import Table
@@ -86,7 +95,7 @@ def _content(collection: Collection, layout: Layout) -> tuple[list[str], list[Ta
         *plots.cost(layout),
         *collapse,
         *plots.spectra(layout, groups),
-        *plots.kernels(layout),
+        *kernel_plots.kernels(layout),
         *records.neighbours(order),
         *chosen,
         *records.states(collection, layout, runs),

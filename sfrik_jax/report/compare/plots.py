@@ -1,10 +1,10 @@
-"""Sections with charts: curves, cost against q, gauges, spectra, kernels."""
+"""Sections with charts: curves, cost against q, gauges, spectra."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 from sfrik_jax.report import page
 from sfrik_jax.report.compare import cells as names
-from sfrik_jax.report.compare import figures, profiles, tables
+from sfrik_jax.report.compare import figures, tables
 from sfrik_jax.report.compare.cells import Cell, Layout
 from sfrik_jax.report.compare.figures import Line
 from sfrik_jax.report.compare.findings import GIB, ranked
@@ -105,11 +105,7 @@ def cost(layout: Layout) -> Iterator[str]:
     """Seconds of a step and memory against q, a line for each other choice."""
     if names.DIM not in layout.varying:
         return
-    others = [axis for axis in layout.axes if axis != names.DIM]
-    rows: dict[str, list[Cell]] = {}
-    for cell in layout.cells:
-        words = [f"{layout.names[k]} = {cell.values[k]}" for k in others]
-        rows.setdefault(", ".join(words) or "all runs", []).append(cell)
+    rows = _by_others(layout)
     shown = dict(list(rows.items())[: figures.GROUPS])
     panels = []
     for ident, title, quantity, unit in (
@@ -181,53 +177,6 @@ def spectra(layout: Layout, groups: Sequence[Cell]) -> Iterator[str]:
         yield _section("Spectra", note, panels, groups)
 
 
-def kernels(layout: Layout) -> Iterator[str]:
-    """K(t)/K(1) of the weights in use."""
-    found: dict[str, tuple[tuple[float, ...], int]] = {}
-    several = names.DIM in layout.varying
-    untold = []
-    for cell in layout.cells:
-        setting, dim = cell.settings.get(names.WEIGHTS), cell.settings.get(names.DIM)
-        if setting is None or not isinstance(dim, int) or dim < 2:
-            continue
-        label = names.text(setting)
-        weights = profiles.weights_of(setting, dim)
-        if weights is None:
-            untold.append(label)
-        elif label not in found:
-            found[label] = weights, dim
-    shown = dict(list(found.items())[: figures.GROUPS])
-    if not shown:
-        return
-    pairs = [profiles.lines(weights, dim) for weights, dim in shown.values()]
-    panels = [
-        figures.panel(
-            title,
-            [Line(pair[which], group) for group, pair in enumerate(pairs)],
-            ident=f"k{which}",
-            label=f"{title} of {len(shown)} kernels",
-            value=value,
-        )
-        for which, title, value in (
-            (0, "K(t)/K(1)", "over the cosine t"),
-            (1, "K(t)/K(1) where cosines lie", "over t√q"),
-        )
-    ]
-    note = (
-        "Of the weights b_1, b_2, … in use. Cosines of random directions have the "
-        "deviation 1/√q, so the right chart shows what most pairs feel."
-    )
-    if len(shown) < len(found):
-        note += f" Drawn are {len(shown)} of {len(found)} kernels."
-    if untold:
-        note += f" Not drawn: {', '.join(dict.fromkeys(untold))}."
-    labels = [
-        f"{label}, q = {dim}" if several else label for label, (_, dim) in shown.items()
-    ]
-    parts = [figures.legend(labels), page.group("panels", panels)]
-    yield page.section("Kernels", note=note, html=parts)
-
-
 def _curve(member, start: str, *, top1: bool) -> list[tuple[int, float]] | None:
     curves = member.run.curves if member.run else {}
     fitting = (
@@ -292,3 +241,13 @@ def _few_logarithmic(values: Sequence[float]) -> list[tuple[float, float]]:
 
 def _any(cells: Sequence[Cell], quantity: Callable) -> bool:
     return any(cell.spread(quantity) for cell in cells)
+
+
+def _by_others(layout: Layout) -> dict[str, list[Cell]]:
+    """The cells by what they are beside q, in words."""
+    others = [axis for axis in layout.axes if axis != names.DIM]
+    rows: dict[str, list[Cell]] = {}
+    for cell in layout.cells:
+        words = [f"{layout.names[k]} = {cell.values[k]}" for k in others]
+        rows.setdefault(", ".join(words) or "all runs", []).append(cell)
+    return rows
