@@ -17,8 +17,9 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
     "data.progress device_checks errors jobs kernel_presets kernels leaves memory_use "
-    "models.cpu_convolutions optim planning planning.hardware redaction report.page "
-    "settings target version",
+    "models.cpu_convolutions optim planning planning.hardware redaction report.compare.look "
+    "report.compare.statistics report.page settings target "
+    "version",
     "checkpoint.digest config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
@@ -43,16 +44,20 @@ LEVELS = [
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
     "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
     "report train_state weights.names",
-    "checkpoint.folder commands.reports config data.crops data.images fixed_order "
-    "metrics number_faults resuming summary watchdog weights.card weights.export "
+    "checkpoint.folder config data.crops data.images fixed_order "
+    "metrics number_faults report.compare.figures report.compare.gather "
+    "report.compare.profiles report.compare.tables resuming summary watchdog "
+    "weights.card weights.export "
     "weights.files",
     "checkpoint commands.configuration commands.running data.loader image_set "
-    "rundir spectra step sweeps weights",
-    "commands.sweeping evaluation jobs.results previews run_log subject warm_start",
-    "commands.weights jobs.parts loop",
-    "jobs.bench jobs.features pretrain",
-    "commands.data commands.training jobs.answers jobs.supervised planning.counted "
-    "replay",
+    "report.compare.cells rundir spectra step sweeps weights",
+    "commands.sweeping evaluation jobs.results previews report.compare.findings "
+    "report.compare.heat report.compare.kernel_plots report.compare.records run_log "
+    "subject warm_start",
+    "commands.weights jobs.parts loop report.compare.plots",
+    "jobs.bench jobs.features pretrain report.compare",
+    "commands.data commands.reports commands.training jobs.answers jobs.supervised "
+    "planning.counted replay",
     "commands.replaying doctor.findings jobs.finetune jobs.gauges jobs.linear "
     "planning.plan processes.local",
     "commands.planning doctor.devices doctor.installed doctor.places jobs.stored",
@@ -97,6 +102,8 @@ PURE = {
     "kernel_spectrum": {"numpy", f"{PACKAGE}.kernel_presets"},
     "collectives": {"jax"},
     "target": {"jax"},
+    "report.compare.profiles": {"numpy", f"{PACKAGE}.kernel_presets"},
+    "report.compare.statistics": set(),
     "mmd_forms": {
         "jax",
         f"{PACKAGE}.collectives",

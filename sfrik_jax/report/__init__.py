@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik_jax.errors import OutputError
+from sfrik_jax.files import make_folder
 from sfrik_jax.report import accuracy, curves, evaluations, page
 from sfrik_jax.report.run import Run, finite, load
 from sfrik_jax.report.verdict import verdict
@@ -46,8 +47,8 @@ PICTURES = {
 }
 
 
-def write_report(workdir: str | Path) -> Path:
-    """Writes report.html into a run directory and returns its path.
+def write_report(workdir: str | Path, out: Path | None = None) -> Path:
+    """Writes report.html into a run directory, or into `out`; returns its path.
 
     Reads config.json, run.json, metrics.jsonl, summary.json, pictures/*.png and
     eval/*.json, of which a damaged one is named and left out. A run without labels or
@@ -58,10 +59,12 @@ def write_report(workdir: str | Path) -> Path:
       OutputError (the page cannot be written).
     """
     run = load(Path(workdir))
-    target = run.workdir / "report.html"
+    target = (out or run.workdir) / "report.html"
     partial = target.with_suffix(".html.partial")
     kind = "pretraining" if run.pretrained_here else "evaluation"
     text = page.document(title=f"{run.name} · SFRIK {kind}", html=_sections(run))
+    if out is not None:
+        make_folder(out)
     try:
         # Half a surrogate pair, which JSON and file names may have, becomes "?".
         partial.write_text(text, encoding="utf-8", errors="replace")
@@ -92,7 +95,7 @@ def _sections(run: Run) -> Iterator[str]:
     yield from _training(run)
     yield from _pictures(run)
     yield page.section("The run", html=_facts(run))
-    yield page.section("Do it again", html=_again(run))
+    yield page.section("Do it again", html=[page.code("\n".join(command_lines(run)))])
 
 
 def _about(run: Run) -> str:
@@ -150,7 +153,7 @@ def _facts(run: Run) -> Iterator[str]:
     if finite(summary.get("steps")):
         pairs.append(("Steps", f"{summary['steps']:,}"))
     if finite(seconds):
-        pairs.append(("Training time", _duration(float(seconds))))
+        pairs.append(("Training time", duration(float(seconds))))
     if finite(speed):
         pairs.append(("Speed", f"{speed:,.0f} views per second"))
     if summary.get("bad_pictures"):
@@ -173,7 +176,8 @@ def _facts(run: Run) -> Iterator[str]:
         yield page.collapsed("All settings, as resolved", text)
 
 
-def _again(run: Run) -> Iterator[str]:
+def command_lines(run: Run) -> list[str]:
+    """The recorded command of a run, after the commit that it was run at."""
     command = run.facts.get("command") or "(the command was not recorded)"
     if isinstance(command, list):
         # The first entry may hold several words: "python -m sfrik_jax".
@@ -185,10 +189,11 @@ def _again(run: Run) -> Iterator[str]:
         commit = revision.removesuffix("-dirty")
         changed = "" if commit == revision else "  # and its uncommitted changes"
         lines.insert(0, f"git checkout {commit}{changed}")
-    yield page.code("\n".join(lines))
+    return lines
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes or seconds."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     if hours:

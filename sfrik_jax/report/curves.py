@@ -23,8 +23,10 @@ COLOURS = {
     "#010003": "var(--accent)",
     "#010004": "var(--second)",
     "#010005": "var(--ink)",
+    # Of the page of many runs, one for each group.
+    **{f"#02000{i}": f"var(--series-{i})" for i in range(1, 7)},
 }
-MUTED, RULE, ACCENT, SECOND, INK = COLOURS
+MUTED, RULE, ACCENT, SECOND, INK, *SERIES = COLOURS
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it follows the page's font and colour
     "svg.hashsalt": "sfrik",  # the same run gives the same page
@@ -81,7 +83,7 @@ def draw(
         _set_axes(axes, lines, unit, log)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), ident=ident, label=label)
+    return inline(buffer.getvalue(), ident=ident, label=label)
 
 
 def thin(curve: Curve, limit: int = MAX_POINTS) -> Curve:
@@ -129,7 +131,7 @@ def _set_axes(axes, lines: Sequence[Line], unit: str, log: bool) -> None:
     axes.yaxis.get_offset_text().set_color(MUTED)
 
 
-def _inline(svg: str, *, ident: str, label: str) -> str:
+def inline(svg: str, *, ident: str, label: str) -> str:
     """The <svg> element alone: own ids, the page's font and colours, scalable."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

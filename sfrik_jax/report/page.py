@@ -135,13 +135,13 @@ pre {
 """
 
 
-def document(*, title: str, html: Iterable[str]) -> str:
-    """A whole page without any reference to another file."""
+def document(*, title: str, html: Iterable[str], style: str = "") -> str:
+    """A whole page without any reference to another file; `style` adds to its own."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
         "<body>\n<main>\n" + "\n".join(html) + "\n</main>\n</body>\n</html>\n"
     )
 
@@ -188,7 +188,7 @@ def table(
         + (_small_print(notes[i], len(head)) if notes and notes[i] else "")
         for i, row in enumerate(rows)
     )
-    return _scrolled(
+    return scrolled(
         f'<table><thead><tr><th scope="col">{first}</th>{cells}</tr></thead>'
         f"<tbody>{body}</tbody></table>",
         label,
@@ -225,7 +225,7 @@ def heat_table(
         for i, (name, row) in enumerate(zip(names, counts, strict=True))
     )
     first, final = map(escape, head)
-    return _scrolled(
+    return scrolled(
         f'<table class="heat"><thead><tr><th scope="col">{first}</th>{numbers}'
         f'<th scope="col">{final}</th></tr></thead><tbody>{body}</tbody></table>',
         label,
@@ -240,7 +240,7 @@ def _heat_cell(count: int, total: int, diagonal: bool) -> str:
     return f'<td class="{kind}" style="--share: {share:.0f}%">{count:,}</td>'
 
 
-def _scrolled(html: str, label: str) -> str:
+def scrolled(html: str, label: str) -> str:
     """A part that is scrolled sideways where the page is narrow."""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'

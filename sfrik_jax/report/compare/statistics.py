@@ -1,0 +1,73 @@
+"""Means over seeds and paired differences between settings; it needs no arrays."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+NOISE = 2.0  # standard errors that a difference has to exceed
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of one quantity over seeds.
+
+    Attributes:
+      mean: their mean.
+      deviation: the standard deviation with n - 1; None for a single value, which tells
+        nothing of its spread.
+      n: how many there are.
+    """
+
+    mean: float
+    deviation: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of differences a - b, each between two runs of the same seed.
+
+    Attributes:
+      mean: of the differences.
+      error: its standard error, sd / sqrt(n); None for a single pair.
+      n: pairs.
+    """
+
+    mean: float
+    error: float | None
+    n: int
+
+    @property
+    def exceeds_noise(self) -> bool | None:
+        """Whether |mean| > 2 standard errors; None where one pair tells no noise."""
+        return None if self.error is None else abs(self.mean) > NOISE * self.error
+
+
+def spread(values: Iterable[float]) -> Spread | None:
+    """Mean and standard deviation (n - 1) of the values; None without any.
+
+    sd = sqrt(sum_i (x_i - mean)^2 / (n - 1))
+    """
+    numbers = list(values)
+    if not numbers:
+        return None
+    n = len(numbers)
+    mean = math.fsum(numbers) / n
+    if n == 1:
+        return Spread(mean, None, 1)
+    squares = math.fsum((number - mean) ** 2 for number in numbers)
+    return Spread(mean, math.sqrt(squares / (n - 1)), n)
+
+
+def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Difference | None:
+    """The mean difference a - b over the seeds that both have; None without any.
+
+    What a seed does to both runs (the order of the pictures, the first weights) falls
+    out of the difference, so that its error is often below that of two separate means.
+    """
+    differences = spread(a[seed] - b[seed] for seed in a if seed in b)
+    if differences is None:
+        return None
+    n, deviation = differences.n, differences.deviation
+    error = None if deviation is None else deviation / math.sqrt(n)
+    return Difference(differences.mean, error, n)
