@@ -52,7 +52,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:
-    """One run for each seed, dimension and order; a whole table for a seed at a time."""
+    """A run for each seed, dimension and order: one whole table after the other."""
     study = STUDIES[size]
     for seed in study.seeds:
         for dim in study.dims:

@@ -2,7 +2,7 @@
 
 import runpy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,27 @@ def run(path: Path, arg: str | None) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config {path}: get_config must return a ConfigDict")
     return config
+
+
+def functions(path: Path, arg: str | None, names: Iterable[str]) -> dict[str, Any]:
+    """What those of the functions return that a file has, by name; lists for yields.
+
+    Errors: ConfigError as of `run`. A file that is no Python code has none.
+    """
+    if path.suffix != ".py" or not path.is_file():
+        return {}
+    found = {}
+    try:
+        code = runpy.run_path(str(path))
+        for name in names:
+            if name in code:
+                made = code[name]() if arg is None else code[name](arg)
+                found[name] = list(made) if isinstance(made, Iterator) else made
+    except SfrikError:
+        raise
+    except CONFIG_FILE_ERRORS as error:
+        raise ConfigError(_location(error, path)) from error
+    return found
 
 
 def refuse_renamed_recipe(flat: Mapping[str, Any], path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from sfrik_jax.__main__ import split_overrides
-from sfrik_jax.commands.parsing import checked_name, checked_output
-from sfrik_jax.commands.training import default_workdir
+from sfrik_jax.commands.parsing import checked_name, checked_output, default_workdir
 from sfrik_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,8 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
     "data.progress device_checks errors jobs kernel_presets kernels leaves memory_use "
-    "models.cpu_convolutions optim planning planning.hardware redaction report.compare.look "
-    "report.compare.statistics report.page settings target "
-    "version",
+    "models.cpu_convolutions optim planning planning.hardware redaction "
+    "report.compare.look report.compare.statistics report.page settings target version",
     "checkpoint.digest config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
@@ -35,20 +34,20 @@ LEVELS = [
     "feature_set.shard_file locks mmd models.projector models.resnet "
     "planning.arithmetic planning.memory planning.received planning.told "
     "processes.roll_call provenance report.curves report.records report.verdict "
+    "sweeps.board sweeps.plans "
     "weights.archives weights.pickled weights.safetensors_files",
     "checkpoint.description config_checks data.builders.binary "
     "data.builders.fashion data.builders.imagenet data.builders.patches data.joined "
     "data.tfds_source encoding evaluators evaluators.choosing evaluators.pictures "
     "feature_set.reader feature_set.writer losses models processes report.accuracy "
-    "report.evaluations weights.torch_files",
+    "report.evaluations sweeps.running weights.torch_files",
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
     "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
     "report train_state weights.names",
     "checkpoint.folder config data.crops data.images fixed_order "
     "metrics number_faults report.compare.figures report.compare.gather "
-    "report.compare.profiles report.compare.tables resuming summary watchdog "
-    "weights.card weights.export "
-    "weights.files",
+    "report.compare.profiles report.compare.tables resuming summary sweeps.tuning "
+    "watchdog weights.card weights.export weights.files",
     "checkpoint commands.configuration commands.running data.loader image_set "
     "report.compare.cells rundir spectra step sweeps weights",
     "commands.sweeping evaluation jobs.results previews report.compare.findings "
@@ -88,7 +87,7 @@ DOORS = {
     "optax": "optim step train_state evaluators.heads evaluators.descent jobs.finetune",
     "orbax": "checkpoint.store",
     "PIL": "data evaluators.pictures",
-    "rich": "data.progress metrics",
+    "rich": "data.progress metrics sweeps.board",
     "safetensors": "weights",
     "sklearn": "evaluators.voc_svm",
     "simplejpeg": "data",

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -134,7 +135,7 @@ for word in "$@"; do echo "$word" >>"$SAID.scontrol"; done
 echo "$RUN"/checkpoints/* >"$SAID.stored"
 exit $SCONTROL
 """
-SYSTEM = ("bash", "dirname", "mkdir", "rm", "seq")
+SYSTEM = ("bash", "dirname", "mkdir", "printf", "rm", "sed", "seq", "xargs")
 
 
 class Batch:
@@ -226,6 +227,24 @@ def test_t4_an_element_of_an_array_is_requeued_alone(batch):
     assert task.endswith(" --workdir a dir/x/2")
     batch("0", "--config", "c.py", "--workdir", "runs/seed_%a", **IN_ARRAY)
     assert batch.tasks()[0].endswith("--workdir runs/seed_2")
+
+
+def test_an_array_s_element_has_the_words_of_its_line(batch, tmp_path):
+    """launch/slurm.sbatch --commands, with a stand-in for srun."""
+    listed = tmp_path / "commands.txt"
+    words = ["--workdir", "runs/a b", "--config.data.name='x'", "--config.w=(1, 40)"]
+    lines = [["python", "-m", "sfrik_jax", "pretrain", *w] for w in (["--x"], words)]
+    listed.write_text("".join(f"{shlex.join(line)}\n" for line in lines))
+    result = batch("0", "--commands", str(listed), **IN_ARRAY)
+    assert result.returncode == 0, result.stderr
+    [task] = batch.tasks()
+    assert "--workdir runs/a b --config.data.name='x' --config.w=(1, 40) " in task
+    assert task.endswith(" --workdir runs/a b")
+    result = batch(
+        "0", "--commands", str(listed), **{**IN_ARRAY, "SLURM_ARRAY_TASK_ID": "3"}
+    )
+    assert result.returncode == 2
+    assert "it has no line 3" in result.stderr
 
 
 @pytest.mark.parametrize("how", ["missing", "failing"])

@@ -18,6 +18,8 @@ from sfrik_jax import config as configs
 from sfrik_jax import grids, sweeps
 from sfrik_jax.__main__ import main
 from sfrik_jax.errors import ConfigError, DiskFullError, OutputError, Preempted
+from sfrik_jax.locks import Lock
+from sfrik_jax.sweeps import board, running
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 GRIDS = ["loss.weights=(1,),(1,40)", "model.embed_dim=64,128,256"]
@@ -68,7 +70,8 @@ def carry_out(place: Path, codes: dict, **settings) -> dict[str, str]:
     program = [sys.executable, str(place.parent / "stand_in.py")]
     said: list[str] = []
     settings = {"jobs": 3, "say": said.append} | settings
-    return sweeps.carry_out(plan(), place, program=program, **settings)
+    display = board.Lines(settings.pop("say"))
+    return sweeps.carry_out(plan(), place, program=program, display=display, **settings)
 
 
 def ran(place: Path) -> list[str]:
@@ -154,7 +157,7 @@ def test_f3_a_wrong_setting_of_one_run_starts_none(place, capsys):
 
 def test_f3_a_directory_has_one_sweep(place):
     refused = pytest.raises(OutputError, match=f"pid {os.getpid()}")
-    with sweeps.Lock(place / "lock", "it", "wait"), refused:
+    with Lock(place / "lock", "it", "wait"), refused:
         carry_out(place, {})
     assert ran(place) == []
 
@@ -194,7 +197,7 @@ def test_f3_a_signal_is_handed_on_and_the_rest_waits(place):
     ],
 )
 def test_f3_the_state_tells_how_a_run_ended(code, state):
-    assert sweeps.state_of(code) == state
+    assert running.state_of(code) == state
 
 
 @pytest.mark.parametrize("ignored", [True, False])
@@ -242,7 +245,7 @@ def test_f3_what_does_not_end_is_killed_after_its_grace():
     words = [sys.executable, "-c", f"{words}; print(flush=True); time.sleep(60)"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()
-        with pytest.raises(RuntimeError), sweeps._handing_on({"a": process}, 0.2):
+        with pytest.raises(RuntimeError), running._handing_on({"a": process}, 0.2):
             raise RuntimeError
         assert process.poll() == -signal.SIGKILL
 
@@ -261,14 +264,14 @@ def test_f3_a_note_that_cannot_be_kept_ends_no_run(place, monkeypatch, error):
         lines.append(line)
         raise OSError(errno.EIO, "no terminal")
 
-    monkeypatch.setattr(sweeps, "write_whole", write_whole)
+    monkeypatch.setattr(board, "write_whole", write_whole)
     assert set(carry_out(place, {}, say=say, jobs=6).values()) == {"done"}
     assert f"sweep: {error}; the runs go on" in lines
 
 
 def test_f3_a_run_that_a_killed_sweep_has_left_behind_goes_on(place):
     (place / NAMES[0]).mkdir()
-    with sweeps.Lock(place / NAMES[0] / "lock", "it", "wait"):
+    with Lock(place / NAMES[0] / "lock", "it", "wait"):
         states = carry_out(place, {}, jobs=6)
     assert states == {name: "done" for name in NAMES} | {NAMES[0]: "running elsewhere"}
     assert ran(place) == sorted(NAMES[1:])

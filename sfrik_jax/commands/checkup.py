@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sfrik_jax import config as configs
-from sfrik_jax.commands.parsing import Groups, add_config_option, command
-from sfrik_jax.commands.training import default_workdir
+from sfrik_jax.commands.parsing import (
+    Groups,
+    add_config_option,
+    command,
+    default_workdir,
+)
 from sfrik_jax.errors import ConfigError, HangError
 
 PATIENCE = 120.0  # seconds after which a check is told that does not end, as a hang

@@ -122,6 +122,16 @@ def checked_output(path: str, option: str) -> Path:
     return place
 
 
+def default_workdir(spec: str) -> str:
+    """Where a run goes that is not told: a run's own directory, or runs/NAME."""
+    path = Path(spec.partition(".py:")[0])
+    if path.is_dir():
+        return str(path)
+    if path.suffix == ".json":
+        return str(path.parent)
+    return str(Path("runs", path.stem))
+
+
 def print_table(rows: list[tuple[str, ...]]) -> None:
     """Prints rows of texts with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -11,6 +11,7 @@ from sfrik_jax.commands.parsing import (
     add_config_option,
     checked_output,
     command,
+    default_workdir,
 )
 from sfrik_jax.errors import OutputError
 
@@ -63,13 +64,3 @@ def checked_workdir(path: str) -> Path:
     if workdir.exists() and not workdir.is_dir():
         raise OutputError(f"--workdir {workdir} is a file; name a directory")
     return workdir
-
-
-def default_workdir(spec: str) -> str:
-    """Where a run goes that is not told: a run's own directory, or runs/NAME."""
-    path = Path(spec.partition(".py:")[0])
-    if path.is_dir():
-        return str(path)
-    if path.suffix == ".json":
-        return str(path.parent)
-    return str(Path("runs", path.stem))

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from sfrik_jax.commands.training import default_workdir
+from sfrik_jax.commands.parsing import default_workdir
 from sfrik_jax.errors import LostPeerError, Preempted
 from sfrik_jax.interrupts import SIGNALS
 
