@@ -90,7 +90,8 @@ def grid_sweep(directory, accuracy, *, orders=(1, 2, 3), dims=(16, 64), seeds=(0
                     directory / name,
                     config(seed=seed, order=order, dim=dim),
                     accuracy(order, dim, seed),
-                    step_seconds=0.01 * dim**0.5,
+                    views_per_step=512,
+                    views_per_second=51_200 / dim**0.5,
                     peak_memory_bytes=2**28 * order,
                     memory_of="process",
                 )

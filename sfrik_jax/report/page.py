@@ -162,7 +162,7 @@ def section(title: str, *, html: Iterable[str], note: str = "") -> str:
 
 
 def group(kind: str, html: Iterable[str]) -> str:
-    """A container of the class `kind`: "pair" or "panels"."""
+    """A container of the class `kind`, such as "pair" or "panels"."""
     return f'<div class="{escape(kind)}">{"".join(html)}</div>'
 
 

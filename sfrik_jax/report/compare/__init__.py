@@ -127,7 +127,8 @@ def _grids(layout: Layout) -> Iterator[str]:
             "Mean over seeds ± standard deviation (n - 1), on the test split. The best "
             "cell is framed."
         )
-        yield page.section(f"Accuracy over {names}", note=note, html=html)
+        tables = [page.group("grids", html)]
+        yield page.section(f"Accuracy over {names}", note=note, html=tables)
 
 
 def _cells(table: Table) -> Iterator[str]:

@@ -125,12 +125,15 @@ def last(name: str) -> Callable[[Member], float | None]:
 
 
 def step_seconds(member: Member) -> float | None:
-    """Seconds of a step: the median, or of old runs the mean over the training."""
-    median = summary("step_seconds")(member)
+    """Seconds of a step: by the median rate, or of old runs the mean over the training.
+
+    The mean has the compilation in it.
+    """
+    views, rate = summary("views_per_step")(member), summary("views_per_second")(member)
+    if views and rate:
+        return views / rate
     seconds, steps = summary("train_seconds")(member), summary("steps")(member)
-    if median is not None or not seconds or not steps:
-        return median
-    return seconds / steps
+    return seconds / steps if seconds and steps else None
 
 
 def scores(cells: Sequence[Cell]) -> list[str]:

@@ -31,6 +31,8 @@ section > h3 { margin: 1.8rem 0 .5rem; font-size: 1rem; font-weight: 600; }
 .sortable thead button:focus-visible {
   outline: 2px solid var(--accent); outline-offset: 3px;
 }
+.grids { display: flex; flex-wrap: wrap; gap: 1.4rem 3.5rem; }
+.grids > .scroll { margin: 0; }
 .grid { width: auto; font-variant-numeric: tabular-nums; }
 .grid th { color: var(--muted); font-weight: 500; white-space: nowrap; }
 .grid th, .grid td { padding: .5rem .8rem; text-align: center; }

@@ -142,6 +142,10 @@ def cost(layout: Layout) -> Iterator[str]:
         yield page.section("Cost against q", note=note, html=parts)
 
 
+# Shares of the covariance below it are rounding: features are float32.
+FLOOR = 1e-8
+
+
 def spectra(layout: Layout, groups: Sequence[Cell]) -> Iterator[str]:
     """Eigenvalues of the covariance of z and of h, of one seed a cell."""
     panels = []
@@ -151,9 +155,10 @@ def spectra(layout: Layout, groups: Sequence[Cell]) -> Iterator[str]:
     ):
         lines = []
         for group, cell in enumerate(groups):
-            found = next(
+            stored = next(
                 (m.spectrum[what] for m in cell.members if what in m.spectrum), []
             )
+            found = [value for value in stored if value > FLOOR]
             if found:
                 lines.append(Line(_few_logarithmic(found), group))
         if lines:
