@@ -17,7 +17,8 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
     "data.progress device_checks errors jobs kernels leaves models.cpu_convolutions "
-    "optim planning planning.hardware redaction report.page settings target version",
+    "neighbours optim planning planning.hardware redaction report.page settings "
+    "target version",
     "checkpoint.digest config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
     "data.subset_setting data.views eval_settings evaluators.baselines "
@@ -36,15 +37,17 @@ LEVELS = [
     "weights.archives weights.pickled weights.safetensors_files",
     "checkpoint.description config_checks data.builders.binary "
     "data.builders.fashion data.builders.imagenet data.builders.patches data.joined "
-    "data.tfds_source encoding evaluators evaluators.choosing evaluators.pictures "
-    "feature_set.reader feature_set.writer losses models processes report.accuracy "
-    "report.evaluations weights.torch_files",
+    "data.tfds_source embeddings encoding evaluators evaluators.choosing "
+    "evaluators.pictures feature_set.reader feature_set.writer models processes "
+    "report.accuracy report.evaluations weights.torch_files",
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
-    "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
+    "data.opening evaluators.logreg faults feature_set finite "
+    "neighbours.correlations neighbours.gaussian neighbours.slices "
+    "neighbours.spectra passes processes.rows "
     "report train_state weights.names",
     "checkpoint.folder commands.reports config data.crops data.images fixed_order "
-    "metrics number_faults resuming summary watchdog weights.card weights.export "
-    "weights.files",
+    "losses metrics number_faults resuming summary watchdog weights.card "
+    "weights.export weights.files",
     "checkpoint commands.configuration commands.running data.loader image_set "
     "rundir step sweeps weights",
     "commands.sweeping evaluation jobs.results previews run_log subject warm_start",
@@ -108,14 +111,44 @@ PURE = {
         f"{PACKAGE}.target",
     },
     "covariance": {"jax", f"{PACKAGE}.collectives", f"{PACKAGE}.mmd_forms"},
+    "embeddings": {
+        "jax",
+        "chex",
+        f"{PACKAGE}.collectives",
+        f"{PACKAGE}.covariance",
+        f"{PACKAGE}.mmd_forms",
+    },
+    "neighbours.correlations": {
+        "jax",
+        f"{PACKAGE}.embeddings",
+        f"{PACKAGE}.mmd_forms",
+    },
+    "neighbours.gaussian": {"jax", f"{PACKAGE}.embeddings", f"{PACKAGE}.mmd_forms"},
+    "neighbours.slices": {
+        "jax",
+        "numpy",
+        f"{PACKAGE}.covariance",
+        f"{PACKAGE}.embeddings",
+    },
+    "neighbours.spectra": {
+        "jax",
+        f"{PACKAGE}.collectives",
+        f"{PACKAGE}.covariance",
+        f"{PACKAGE}.embeddings",
+    },
     "losses": {
         "jax",
         "chex",
         f"{PACKAGE}.collectives",
         f"{PACKAGE}.covariance",
+        f"{PACKAGE}.embeddings",
         f"{PACKAGE}.kernels",
         f"{PACKAGE}.mmd",
         f"{PACKAGE}.mmd_forms",
+        f"{PACKAGE}.neighbours.correlations",
+        f"{PACKAGE}.neighbours.gaussian",
+        f"{PACKAGE}.neighbours.slices",
+        f"{PACKAGE}.neighbours.spectra",
     },
 }
 # Needed neither to train nor to evaluate; only benches compare with them.
