@@ -5,7 +5,7 @@ Import the modules by name; nothing is loaded before it is used.
     sfrik_jax.kernels      Legendre polynomials, TruncatedKernel
     sfrik_jax.kernel_presets   weights b_1 … b_L of kernels that have a name
     sfrik_jax.kernel_spectrum  those of any function of the cosine
-    sfrik_jax.losses       sfrik, simclr, auh, vicreg, mmd; METHODS
+    sfrik_jax.losses       sfrik, simclr, auh, vicreg, the neighbours, mmd; METHODS
     sfrik_jax.models       BACKBONES, SSLModel
     sfrik_jax.optim        lars, warmup_cosine
     sfrik_jax.augment      photometric operations and views on the device

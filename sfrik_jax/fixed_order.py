@@ -28,6 +28,7 @@ from sfrik_jax.passes import (
     Result,
     batch_specs,
     rows_of,
+    step_of,
     whole_of,
 )
 from sfrik_jax.target import portable
@@ -186,7 +187,8 @@ def in_fixed_order(
         turns = own + jnp.minimum(batch["epoch"], 0)
         z, stats, kept = forward(turns, (params, batch_stats, whole), (mine,))
         everything = [_all_rows(each) for each in z]
-        (value, terms), z_bar = jax.value_and_grad(loss, has_aux=True)(everything)
+        with_value = jax.value_and_grad(loss, has_aux=True)
+        (value, terms), z_bar = with_value(everything, *step_of(batch))
         mine = [_own_parts(each, own, parts) for each in z_bar]
         grads = jax.tree.map(ordered_sum, backward(turns, (), (kept, mine)))
         stats = jax.tree.map(lambda x: x[0], stats)

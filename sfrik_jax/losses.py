@@ -1,4 +1,4 @@
-"""Losses on the embeddings of several views: SFRIK, SimCLR, AUH, VICReg.
+"""Losses on the embeddings of several views: SFRIK, SimCLR, AUH, VICReg, neighbours.
 
 Every loss takes `views`, a list of [n, q] projector outputs that are not
 normalised, and returns `(loss, terms)`; terms are the unscaled parts to log. The
@@ -7,7 +7,8 @@ rows are sharded over its `data` axis and each device forms its rows of the n x 
 matrices against the gathered embeddings.
 
 Sums are in float32, or in float64 where the views are float64. Where the views are
-bfloat16, the matrix products take bfloat16 operands and accumulate in float32.
+bfloat16, the matrix products take bfloat16 operands and accumulate in float32; those
+before eigenvalues and slices are in float32.
 
 n: images in the global batch; q: embedding dimension; V: views; t: cosine.
 """
@@ -30,25 +31,20 @@ from sfrik_jax.collectives import (
     embeddings_split,
 )
 from sfrik_jax.covariance import constrain, off_diagonal_squares
+from sfrik_jax.embeddings import (
+    Terms,
+    Views,
+    check_views,
+    normalize,
+    rows_and_all,
+)
 from sfrik_jax.kernels import weighted_sum
 from sfrik_jax.mmd import value_and_moments
-from sfrik_jax.mmd_forms import inverse_length, product, wide
-
-Views = Sequence[jax.Array]
-Terms = dict[str, jax.Array]
-
-
-def normalize(z: jax.Array, columns: str | None = None) -> jax.Array:
-    """Rows z / ‖z‖ in float32 or wider; rows shorter than 1e-12 become 0. z: [..., q].
-
-    A zero row has derivative 0, where z / max(‖z‖, 1e-12) would have 1e12. Inside
-    `jax.shard_map` the columns may be split over the mesh axis `columns`: one sum of
-    the rows' squares, and in the derivative one of their products.
-    """
-    # Widened once: two cotangents that are rounded to bfloat16, each with a radial part
-    # that their sum has not, gave 0.46 % of error in place of 0.17.
-    z = z.astype(wide(z.dtype))
-    return z * inverse_length(z, columns)
+from sfrik_jax.mmd_forms import product, wide
+from sfrik_jax.neighbours.correlations import barlow_twins
+from sfrik_jax.neighbours.gaussian import gaussian_mmd
+from sfrik_jax.neighbours.slices import sigreg, sphere_slices
+from sfrik_jax.neighbours.spectra import coding_rate, mmcr, vne, wasserstein
 
 
 def sfrik(
@@ -93,7 +89,7 @@ def sfrik(
       `mmd_offdiagonal` (mean over the n(n-1) pairs of two images: 0 in expectation
       for uniform embeddings), and `mmd_<l>_offdiagonal` of each order, unweighted.
     """
-    _check(views, minimum=2)
+    check_views(views, minimum=2)
     anchors = range(len(views)) if anchors is None else anchors
     local = partial(
         _sfrik,
@@ -179,9 +175,9 @@ def simclr(
     Source: Chen et al., "A simple framework for contrastive learning of visual
     representations", ICML 2020, arXiv 2002.05709.
     """
-    _check(views, minimum=2, maximum=2)
+    check_views(views, minimum=2, maximum=2)
     z = jnp.stack([normalize(v) for v in views])
-    rows, everything = _rows_and_all(z, mesh, views[0].dtype)
+    rows, everything = rows_and_all(z, mesh, views[0].dtype)
     cosines = product("vnq,wmq->vnwm", rows, everything)
     n = z.shape[1]
     own = jnp.eye(2 * n, dtype=bool).reshape(cosines.shape)
@@ -207,10 +203,10 @@ def auh(
     `1 - t` is half the squared distance, so the kernel is exp(-s ‖u - v‖²).
     Source: Wang and Isola, ICML 2020, arXiv 2005.10242.
     """
-    _check(views, minimum=2, maximum=2)
+    check_views(views, minimum=2, maximum=2)
     z = jnp.stack([normalize(v) for v in views])
     align = jnp.mean((z[0] - z[1]) ** 2)
-    rows, everything = _rows_and_all(z, mesh, views[0].dtype)
+    rows, everything = rows_and_all(z, mesh, views[0].dtype)
     cosines = product("vnq,vmq->vnm", rows, everything)
     n = z.shape[1]
     own = jnp.eye(n, dtype=bool)[None]
@@ -239,7 +235,7 @@ def vicreg(
     `form` "covariance", or "gram" from q = 2n on; see `sfrik_jax.covariance`.
     Source: Bardes et al., ICLR 2022, arXiv 2105.04906.
     """
-    _check(views, minimum=2, maximum=2)
+    check_views(views, minimum=2, maximum=2)
     dtype = views[0].dtype
     floats = [constrain(z.astype(wide(z.dtype)), mesh, P(DATA)) for z in views]
     invariance = jnp.mean((floats[0] - floats[1]) ** 2)
@@ -259,7 +255,22 @@ def vicreg(
     return loss, terms
 
 
-METHODS = {"sfrik": sfrik, "simclr": simclr, "auh": auh, "vicreg": vicreg}
+METHODS = {
+    "sfrik": sfrik,
+    "simclr": simclr,
+    "auh": auh,
+    "vicreg": vicreg,
+    "sigreg": sigreg,
+    "sphere_slices": sphere_slices,
+    "gaussian_mmd": gaussian_mmd,
+    "wasserstein": wasserstein,
+    "vne": vne,
+    "coding_rate": coding_rate,
+    "mmcr": mmcr,
+    "barlow_twins": barlow_twins,
+}
+# Those that draw at random: they take a typed key as `key`, another for each step.
+DRAWING = ("sigreg", "sphere_slices")
 
 
 def _alignment(unit: Views, anchors: Sequence[int], split: Split) -> jax.Array:
@@ -275,28 +286,3 @@ def _alignment(unit: Views, anchors: Sequence[int], split: Split) -> jax.Array:
     for axis in split:
         mean = add_over(axis, mean) / axis_size(axis)
     return mean
-
-
-def _rows_and_all(z, mesh, dtype):
-    """z [V, n, q] as rows sharded over `data`, and whole on every device."""
-    z = z.astype(dtype)
-    return constrain(z, mesh, P(None, DATA)), constrain(z, mesh, P())
-
-
-def _check(views: Views, *, minimum: int, maximum: int | None = None) -> None:
-    """The views are [n, q] arrays of one shape, n >= 2, q >= 2, of a fit number.
-
-    Not float16: beside rows of 1e-3 the derivative leaves its range.
-    """
-    if jnp.float16 in {z.dtype.type for z in views}:
-        raise ValueError("embeddings in float16; take bfloat16 or float32")
-    if len(views) < minimum or (maximum is not None and len(views) > maximum):
-        raise ValueError(
-            f"{len(views)} views; this loss takes {minimum}"
-            + ("" if maximum == minimum else " or more")
-        )
-    chex.assert_rank(list(views), 2)
-    chex.assert_equal_shape(list(views))
-    n, q = views[0].shape
-    if n < 2 or q < 2:
-        raise ValueError(f"embeddings of shape [{n}, {q}]; n and q must be at least 2")

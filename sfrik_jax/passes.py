@@ -22,10 +22,13 @@ from sfrik_jax.models import SSLModel
 
 Batch = Mapping[str, Any]
 Terms = dict[str, jax.Array]
-Loss = Callable[[list[jax.Array]], tuple[jax.Array, Terms]]
+# Of the embeddings of each view, and with a batch that has it of the step's number.
+Loss = Callable[..., tuple[jax.Array, Terms]]
 
+# The number of the step in a batch, for a loss that draws at random; others lack it.
+STEP = "step"
 # What a batch has whole on each device, see `data.loader`; the rest it has by rows.
-WHOLE_IN_BATCH = ("images", "epoch")
+WHOLE_IN_BATCH = ("images", "epoch", STEP)
 # What it has by rows [B] in a test alone: numbers to be added to all pixels of a row.
 ADDED = "added_to_views"
 
@@ -115,7 +118,7 @@ def at_once(
 
     def loss_of(params):
         z, new_stats = island(params, batch_stats, batch)
-        value, terms = loss(z)
+        value, terms = loss(z, *step_of(batch))
         return value, (terms, z, new_stats)
 
     found, grads = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -175,7 +178,8 @@ def in_parts(
     z = over_mesh(cache, in_specs=(split, stats, batch_specs(batch)), out_specs=rows)(
         params, batch_stats, batch
     )
-    (value, terms), z_bar = jax.value_and_grad(loss, has_aux=True)(z)
+    with_value = jax.value_and_grad(loss, has_aux=True)
+    (value, terms), z_bar = with_value(z, *step_of(batch))
     grads, batch_stats = over_mesh(
         back,
         in_specs=(split, stats, batch_specs(batch), rows),
@@ -219,6 +223,11 @@ def _specs(network: Network, params: Any, batch_stats: Any) -> tuple[Any, Any]:
 def batch_specs(batch: Batch) -> dict[str, P]:
     """How a batch is split, for `jax.shard_map`."""
     return {name: P() if name in WHOLE_IN_BATCH else P(DATA) for name in batch}
+
+
+def step_of(batch: Batch) -> tuple[jax.Array, ...]:
+    """What the loss of a batch takes beside the embeddings."""
+    return (batch[STEP],) if STEP in batch else ()
 
 
 def whole_of(batch: Batch) -> Batch:

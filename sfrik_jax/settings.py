@@ -23,6 +23,39 @@ LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
         "variance_coeff": 10.0,
         "covariance_coeff": 1.0,
     },
+    # The neighbours. Where no paper is named the numbers are ours, for q = 8192 and
+    # n = 2048: the alignment, 0.488 ‖u - v‖², and the other term range over a few units
+    # between good embeddings and none. They have not been tuned.
+    "sigreg": {
+        "alignment_coeff": 0.25,  # the mean of two views is half as far as the other
+        "sigreg_coeff": 0.02,  # as in LeJEPA's minimal example
+        "slices": 1024,
+    },
+    "sphere_slices": {
+        "alignment_coeff": 4000.0,
+        "sphere_slices_coeff": 0.02,
+        "slices": 1024,
+    },
+    "gaussian_mmd": {
+        "alignment_coeff": 0.25,  # not divided by lengths, so not 4000
+        "gaussian_mmd_coeff": 10.0,
+        "bandwidth": 1.0,  # of the kernel's variance, over q
+    },
+    "wasserstein": {"alignment_coeff": 4000.0, "wasserstein_coeff": 1.0},
+    "vne": {"alignment_coeff": 4000.0, "vne_coeff": 1.0},
+    "coding_rate": {
+        "alignment_coeff": 4000.0,
+        "coding_rate_coeff": 5e-4,  # the rate is 3118 at most
+        "distortion": 0.2,  # as in public copies of EMP-SSL
+    },
+    "mmcr": {
+        "mmcr_coeff": 1.0,
+        "local_coeff": 0.0,
+    },
+    "barlow_twins": {
+        "invariance_coeff": 1.0,
+        "redundancy_coeff": 0.005,  # of the paper
+    },
 }
 
 # What two-view recipes set, and in this order. Probabilities of blur and solarisation

@@ -14,7 +14,15 @@ from sfrik_jax.data.views import View, anchors, num_views
 from sfrik_jax.fixed_order import in_fixed_order
 from sfrik_jax.mesh import batch_sharding, replicated
 from sfrik_jax.models import SSLModel
-from sfrik_jax.passes import Network, Pass, Result, at_once, in_parts
+from sfrik_jax.passes import (
+    STEP,
+    Loss,
+    Network,
+    Pass,
+    Result,
+    at_once,
+    in_parts,
+)
 from sfrik_jax.settings import LOSS_DEFAULTS
 from sfrik_jax.train_state import Skipped, TrainState
 
@@ -23,6 +31,8 @@ Step = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Scalars]]
 
 # Rows of the first view that the gauges look at: their cost does not grow with n.
 GAUGE_ROWS = 256
+# Keeps the keys of losses apart from others made from the same seed.
+_LOSS_STREAM = 0x6C6F7373
 
 
 class Learner(NamedTuple):
@@ -31,15 +41,19 @@ class Learner(NamedTuple):
     Attributes:
       network: as it runs on each device.
       run: the form of the pass, see `passes` and `fixed_order`.
+      draws: whether the loss draws at random, by the number of the step.
     """
 
     network: Network
     run: Pass
+    draws: bool = False
 
     def __call__(self, state: TrainState, batch: Mapping[str, Any]) -> Result:
         """What the next step of a state learns from a batch."""
         step = state.step + 1
         batch = number_faults.in_batch(batch, step)
+        if self.draws:
+            batch = {**batch, STEP: step}
         found = self.run(state.params, state.batch_stats, batch)
         return found._replace(
             value=number_faults.in_value("loss", found.value, step),
@@ -80,7 +94,7 @@ def make_learner(
     in_float64 = jnp.dtype(model.backbone.dtype) == jnp.float64
     dtype = jnp.dtype(jnp.float64 if in_float64 else reduce_dtype)
     network = Network(model, mesh, views, seed, columns, dtype)
-    settings = {"method": method, "settings": loss_settings}
+    settings = {"method": method, "settings": loss_settings, "seed": seed}
     loss = make_loss(views, **settings, mesh=mesh, columns=columns)
     if deterministic_reduce:
         alone = make_loss(views, **settings, mesh=None)
@@ -89,7 +103,7 @@ def make_learner(
         run = partial(in_parts, network, loss, micro_batches)
     else:
         run = partial(at_once, network, loss)
-    return Learner(network, run)
+    return Learner(network, run, method in losses.DRAWING)
 
 
 def make_train_step(
@@ -166,8 +180,12 @@ def make_loss(
     settings: Mapping[str, Any],
     mesh: Mesh | None,
     columns: str | None = None,
-) -> Callable[[list[jax.Array]], tuple[jax.Array, Scalars]]:
+    seed: int = 0,
+) -> Loss:
     """The loss of the embeddings of a recipe's views, its anchors known.
+
+    loss(z) -> (value, terms); a method of `losses.DRAWING` gives loss(z, step), whose
+    draws are a function of (seed, step) alone.
 
     Args:
       columns: the mesh axis over which the embeddings' columns are split. SFRIK takes
@@ -176,12 +194,23 @@ def make_loss(
     loss = partial(losses.METHODS[method], mesh=mesh, **settings)
     if len(anchors(views)) < num_views(views):
         loss = partial(loss, anchors=anchors(views))
+    if method in losses.DRAWING:
+        loss = partial(_drawn, loss, seed)
     if columns is None or mesh is None:
         return loss
     if method == "sfrik":
         return partial(loss, columns=columns)
     rows = batch_sharding(mesh)
-    return lambda z: loss(jax.lax.with_sharding_constraint(z, rows))
+    return lambda z, *step: loss(jax.lax.with_sharding_constraint(z, rows), *step)
+
+
+def _drawn(loss: Loss, seed: int, z: list[jax.Array], step: jax.Array):
+    """The loss with the key of a step."""
+    # The generator is named, as that of the views is.
+    key = jax.random.key(seed, impl="threefry2x32")
+    for coordinate in (_LOSS_STREAM, step):
+        key = jax.random.fold_in(key, coordinate)
+    return loss(z, key=key)
 
 
 def _gauges_when(due: jax.Array, z: Sequence[jax.Array], mesh: Mesh) -> Scalars:

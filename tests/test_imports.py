@@ -17,7 +17,7 @@ PACKAGE = "sfrik_jax"
 LEVELS = [
     "addresses checkpoint.store collectives commands config_ranges data data.jpeg "
     "data.progress device_checks errors jobs kernel_presets kernels leaves memory_use "
-    "models.cpu_convolutions optim planning planning.hardware redaction "
+    "models.cpu_convolutions neighbours optim planning planning.hardware redaction "
     "report.compare.look report.compare.statistics report.page settings target version",
     "checkpoint.digest config_files data.builders.archives data.builders.records "
     "data.folders data.idx data.pipeline data.prepared data.records data.resize "
@@ -38,14 +38,16 @@ LEVELS = [
     "weights.archives weights.pickled weights.safetensors_files",
     "checkpoint.description config_checks data.builders.binary "
     "data.builders.fashion data.builders.imagenet data.builders.patches data.joined "
-    "data.tfds_source encoding evaluators evaluators.choosing evaluators.pictures "
-    "feature_set.reader feature_set.writer losses models processes report.accuracy "
+    "data.tfds_source embeddings encoding evaluators evaluators.choosing evaluators.pictures "
+    "feature_set.reader feature_set.writer models processes report.accuracy "
     "report.evaluations sweeps.running weights.torch_files",
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
-    "data.opening evaluators.logreg faults feature_set finite passes processes.rows "
+    "data.opening evaluators.logreg faults feature_set finite "
+    "neighbours.correlations neighbours.gaussian neighbours.slices "
+    "neighbours.spectra passes processes.rows "
     "report train_state weights.names",
     "checkpoint.folder config data.crops data.images fixed_order "
-    "metrics number_faults report.compare.figures report.compare.gather "
+    "losses metrics number_faults report.compare.figures report.compare.gather "
     "report.compare.profiles report.compare.tables resuming summary sweeps.tuning "
     "watchdog weights.card weights.export weights.files",
     "checkpoint commands.configuration commands.running data.loader image_set "
@@ -117,14 +119,44 @@ PURE = {
         f"{PACKAGE}.target",
     },
     "covariance": {"jax", f"{PACKAGE}.collectives", f"{PACKAGE}.mmd_forms"},
+    "embeddings": {
+        "jax",
+        "chex",
+        f"{PACKAGE}.collectives",
+        f"{PACKAGE}.covariance",
+        f"{PACKAGE}.mmd_forms",
+    },
+    "neighbours.correlations": {
+        "jax",
+        f"{PACKAGE}.embeddings",
+        f"{PACKAGE}.mmd_forms",
+    },
+    "neighbours.gaussian": {"jax", f"{PACKAGE}.embeddings", f"{PACKAGE}.mmd_forms"},
+    "neighbours.slices": {
+        "jax",
+        "numpy",
+        f"{PACKAGE}.covariance",
+        f"{PACKAGE}.embeddings",
+    },
+    "neighbours.spectra": {
+        "jax",
+        f"{PACKAGE}.collectives",
+        f"{PACKAGE}.covariance",
+        f"{PACKAGE}.embeddings",
+    },
     "losses": {
         "jax",
         "chex",
         f"{PACKAGE}.collectives",
         f"{PACKAGE}.covariance",
+        f"{PACKAGE}.embeddings",
         f"{PACKAGE}.kernels",
         f"{PACKAGE}.mmd",
         f"{PACKAGE}.mmd_forms",
+        f"{PACKAGE}.neighbours.correlations",
+        f"{PACKAGE}.neighbours.gaussian",
+        f"{PACKAGE}.neighbours.slices",
+        f"{PACKAGE}.neighbours.spectra",
     },
 }
 # Needed neither to train nor to evaluate; only benches compare with them.
