@@ -38,9 +38,9 @@ LEVELS = [
     "weights.archives weights.pickled weights.safetensors_files",
     "checkpoint.description config_checks data.builders.binary "
     "data.builders.fashion data.builders.imagenet data.builders.patches data.joined "
-    "data.tfds_source embeddings encoding evaluators evaluators.choosing evaluators.pictures "
-    "feature_set.reader feature_set.writer models processes report.accuracy "
-    "report.evaluations sweeps.running weights.torch_files",
+    "data.tfds_source embeddings encoding evaluators evaluators.choosing "
+    "evaluators.pictures feature_set.reader feature_set.writer models processes "
+    "report.accuracy report.evaluations sweeps.running weights.torch_files",
     "commands.parsing config_keys data.bad_pictures data.builders data.checking "
     "data.opening evaluators.logreg faults feature_set finite "
     "neighbours.correlations neighbours.gaussian neighbours.slices "

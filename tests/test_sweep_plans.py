@@ -279,14 +279,20 @@ def test_the_final_settings_are_checked_before_the_tuning(file, tmp_path, capsys
     assert not place.exists()
 
 
+ABLATIONS = [
+    f"ablation_{name}.py{size}"
+    for name in ("L_q", "methods", "kernels", "batch")
+    for size in ("", ":small")
+]
+
+
 @pytest.mark.parametrize(
     "config",
-    ["ablation_L_q", "ablation_methods", "ablation_kernels", "ablation_batch"],
+    [*ABLATIONS, "ablation_L_q.py:wide", "ablation_methods.py:neighbours"],
 )
-@pytest.mark.parametrize("size", ["", ":small"])
-def test_the_ablations_of_the_project_are_sound(config, size):
+def test_the_ablations_of_the_project_are_sound(config):
     """Every run and candidate has settings that pass, and a name of its own."""
-    spec = f"{ROOT}/configs/{config}.py{size}"
+    spec = f"{ROOT}/configs/{config}"
     plan = plans.read(spec, [])
     assert len(plan.final) >= 6
     for points, common in ((plan.final, []), (plan.candidates, plan.validation)):
