@@ -464,7 +464,7 @@ def test_steps_have_the_same_slices_on_one_and_eight_devices_and_after_a_resume(
 def test_every_pass_tells_the_loss_its_step(x64, settings):
     run = Drawing(2, **settings)
     state, _ = run.values(run.first(), 1)
-    found = jax.jit(run.learner)(state, run.batch())
+    found = jax.jit(run.learner.__call__)(state, run.batch())
     z = [jnp.asarray(jax.device_get(v)) for v in found.z]
     at = {"method": "sphere_slices", "settings": SETTINGS["sphere_slices"]}
     want, _ = make_loss(RECIPE, **at, mesh=None)(z, state.step + 1)

@@ -135,7 +135,8 @@ def _statistic(x, phi, slices, key, mesh):
     # 2 (KNOTS - 1)/2 times as many numbers as p.
     gap = jax.checkpoint(_gap)
     rule = zip(weights.tolist(), knots.tolist(), phi.tolist(), strict=True)
-    return n * sum(weight * gap(p, t, value) for weight, t, value in rule)
+    gaps = [weight * gap(p, t, value) for weight, t, value in rule]
+    return n * jnp.sum(jnp.stack(gaps))
 
 
 def _gap(p, t, value):

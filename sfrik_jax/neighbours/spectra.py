@@ -186,13 +186,17 @@ def smaller_gram(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     return constrain(gram, mesh, P())
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def spectral_sum(matrix: jax.Array, function: Spectral) -> jax.Array:
     """sum_k f(λ_k) of symmetric matrices without negative eigenvalues. [..., m, m].
 
     Eigenvalues that are rounding, see `ROUNDING`, count as 0, and the derivative there
     is that at the bound. Of a Gram matrix it meets rows of X that are as good as 0.
     """
+    return _spectral_sum(matrix, function)  # pyright: ignore
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _spectral_sum(matrix, function):
     return _with_gradient(matrix, function)[0]
 
 
@@ -211,4 +215,4 @@ def _backward(function, gradient, bar):
     return (bar[..., None, None] * gradient,)
 
 
-spectral_sum.defvjp(_with_gradient, _backward)
+_spectral_sum.defvjp(_with_gradient, _backward)
