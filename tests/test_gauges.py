@@ -46,6 +46,26 @@ def test_an_orthonormal_basis(d):
     assert found["alignment"] == 0
 
 
+def test_the_spectrum_is_that_of_the_covariance_of_unit_rows(skewed):
+    u = unit(skewed.astype(np.float64))
+    want = np.linalg.eigvalsh(np.cov(u, rowvar=False, bias=True))[::-1]
+    np.testing.assert_allclose(
+        gauges.spectrum(skewed), want / want.sum(), rtol=1e-9, atol=1e-15
+    )
+    # Fewer rows than dimensions: of as many eigenvalues one is 0, as the mean is off.
+    few = gauges.spectrum(skewed[:5])
+    assert few.shape == (5,)
+    assert few[-1] < 1e-12
+    assert few.sum() == pytest.approx(1)
+
+
+def test_the_spectrum_of_a_cross_polytope_is_flat_and_of_one_point_nothing():
+    x = np.concatenate([np.eye(6), -np.eye(6)])
+    np.testing.assert_allclose(gauges.spectrum(x), 1 / 6)
+    same = np.tile(normal(1, 6), (9, 1))
+    np.testing.assert_array_equal(gauges.spectrum(same), 0)
+
+
 def test_a_cross_polytope_is_uniform_up_to_second_order():
     # ± e_k: mean 0 and covariance I/d, which is the uniform law's.
     d = 8

@@ -126,6 +126,17 @@ def test_a_shrunk_quickstart_leaves_all_its_files(tmp_path, small):
     assert found["steps"] == 12
     assert found["train_seconds"] > 0
     assert found["views_per_second"] > 0
+    assert found["views_per_step"] == 32
+    # A process with jax and a net: more than 100 MiB, and no more than the machine has.
+    assert found["memory_of"] == "process"
+    assert 1e8 < found["peak_memory_bytes"] < 1e12
+    spectrum = json.loads((run / "spectrum.json").read_text())
+    assert spectrum["images"] == found["test_images"]
+    for name, size in (("embeddings", 16), ("features", 128)):
+        values = spectrum[name]
+        assert len(values) <= min(size, spectrum["images"])
+        assert values == sorted(values, reverse=True)
+        assert sum(values) == pytest.approx(1, abs=1e-4)
     rows = metrics.read_rows(run)
     assert [r["step"] for r in rows if "train/loss" in r] == [1, 5, 10, 12]
     online = {r["step"]: r for r in rows if "online/knn5_top1" in r}

@@ -64,8 +64,8 @@ def run_all(
 def shared_cores(jobs: int) -> list[set[int]]:
     """The cores of each of several jobs; empty sets where they cannot be shared out.
 
-    Two programs whose threads share cores wait for each other: docs/ablations.md has
-    what it costs.
+    Else each program would start as many threads as there are cores, and they would
+    wait for each other.
     """
     allowed = getattr(os, "sched_getaffinity", lambda _: ())
     cores = sorted(allowed(0))
