@@ -278,6 +278,24 @@ def test_f3_a_run_that_a_killed_sweep_has_left_behind_goes_on(place):
     assert set(carry_out(place, {}).values()) == {"done"}
 
 
+def test_f3_what_ended_elsewhere_in_the_meantime_is_done(place):
+    first = place / NAMES[0]
+    first.mkdir()
+    lock = Lock(first / "lock", "it", "wait")
+
+    def say(line: str) -> None:
+        if f"{NAMES[-1]} running" in line:
+            spec, texts = plan().spec, plan().runs[0].texts()
+            stored = configs.to_json(configs.load(spec, texts))
+            (first / "config.json").write_text(stored)
+            (first / "summary.json").write_text("{}")
+            lock.close()
+
+    states = carry_out(place, {}, jobs=1, say=say)
+    assert states == dict.fromkeys(NAMES, "done")
+    assert ran(place) == sorted(NAMES[1:])
+
+
 @pytest.mark.parametrize(
     ("states", "code", "words"),
     [

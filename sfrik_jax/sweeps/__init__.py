@@ -140,6 +140,10 @@ def carry_out(
                 commands[run.name] = [*program, *words]
         board.begin()
         running.run_all(commands, directory, board, jobs, grace)
+        # What ran elsewhere may have ended in the meantime.
+        for name, state in list(board.states.items()):
+            if state == ELSEWHERE and is_done(directory / name, settings[name]):
+                board.set(name, DONE)
     return board.states
 
 
