@@ -171,8 +171,10 @@ class LiveTable:
             self._ended_before = ended
         here, left = ended - self._ended_before, len(states) - ended
         if here and left:
-            seconds = (time.monotonic() - self._begun) / here * left
-            words.append(f"about {seconds / 60:.0f} min left")
+            minutes = (time.monotonic() - self._begun) / here * left / 60
+            words.append(
+                f"about {minutes:.0f} min left" if minutes > 1 else "a minute left"
+            )
         return ", ".join(words)
 
 
