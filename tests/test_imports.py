@@ -91,6 +91,7 @@ DOORS = {
     "PIL": "data evaluators.pictures",
     "rich": "data.progress metrics sweeps.board",
     "safetensors": "weights",
+    "scipy": "report.compare.statistics",
     "sklearn": "evaluators.voc_svm",
     "simplejpeg": "data",
     "tensorboardX": "metrics",
@@ -104,7 +105,7 @@ PURE = {
     "collectives": {"jax"},
     "target": {"jax"},
     "report.compare.profiles": {"numpy", f"{PACKAGE}.kernel_presets"},
-    "report.compare.statistics": set(),
+    "report.compare.statistics": {"scipy"},
     "mmd_forms": {
         "jax",
         f"{PACKAGE}.collectives",

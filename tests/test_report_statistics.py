@@ -23,10 +23,14 @@ def test_paired_differences_by_hand():
     found = statistics.paired(a, b)
     assert found is not None and (found.mean, found.n) == (2.0, 3)
     assert found.error == pytest.approx(3**-0.5)
-    assert found.exceeds_noise  # 2 > 1.15
+    # Student's t of 2 degrees of freedom is 4.303: 2 < 2.48.
+    assert found.noise == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert not found.exceeds_noise
+    more = statistics.paired({**a, "3": 2.5, "4": 2.2}, {**b, "3": 0.0, "4": 0.0})
+    assert more is not None and more.exceeds_noise  # 5 pairs: 2.14 > 2.776 * 0.33
     wide = statistics.paired({"0": 1.0, "1": 4.0}, {"0": 0.0, "1": 0.0})
     assert wide is not None and wide.error == pytest.approx(1.5)
-    assert wide.mean == 2.5 and not wide.exceeds_noise  # 2.5 < 3
+    assert wide.mean == 2.5 and not wide.exceeds_noise  # 2.5 < 19.1
     one = statistics.paired(a, {"0": 1.0})
     assert one is not None and (one.mean, one.error, one.n) == (4.0, None, 1)
     assert one.exceeds_noise is None

@@ -144,7 +144,7 @@ def _differences(table: Table | None) -> Iterator[str]:
     if table is not None:
         note = (
             "Each seed of one setting less the same seed of the other: mean ± standard "
-            "error over n pairs. What does not exceed two standard errors is noise. "
-            "Few seeds make the error itself uncertain."
+            "error over n pairs. Noise is what lies within the 95 % interval by "
+            "Student's t: 12.7 standard errors of two pairs, 4.3 of three, 2.8 of five."
         )
         yield page.section("Paired differences", note=note, html=[table.html()])

@@ -67,14 +67,13 @@ def _lead(best: Cell, second: Cell, score: str) -> str:
     if found is None:
         return sentence + "; they share no seed, so nothing tells the gap from noise."
     gap = f"{found.mean:+.2f} points".replace("-", "\u2212")
-    if found.error is None:
+    if found.noise is None:
         return f"{sentence}; the gap is {gap} with one seed: noise cannot be told."
-    twice = 2 * found.error
     word = "exceeds" if found.exceeds_noise else "is within"
     what = "noise, which is" if found.exceeds_noise else "noise:"
     return (
         f"{sentence}; the gap of {gap} over {found.n} shared seeds {word} {what} "
-        f"{twice:.2f} points (two standard errors of the paired difference)."
+        f"{found.noise:.2f} points (half the 95 % interval of the paired difference)."
     )
 
 
