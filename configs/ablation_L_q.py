@@ -8,9 +8,10 @@ python -m sfrik_jax sweep --config configs/ablation_L_q.py:small --workdir runs/
 python -m sfrik_jax report runs/L_q
 
 ":small" has 3 orders, 3 dimensions and 2 seeds of Fashion-MNIST; ":wide" is the table
-of docs/results.md, 4 orders, 4 dimensions and 3 seeds, and holds the other's runs. Both
-are made for two CPU cores. Without an argument: ImageNet's 20 % on accelerators. Time
-and accuracy: docs/results.md; the one of ImageNet has not been run.
+of docs/results.md, 4 orders, 4 dimensions and 3 seeds, and holds the other's runs.
+
+Hardware: two CPU cores for these two; without an argument ImageNet's 20 % on
+accelerators. Time and accuracy: docs/results.md; that of ImageNet has not been run.
 """
 
 from collections.abc import Iterator

@@ -8,8 +8,9 @@ python -m sfrik_jax sweep --config configs/ablation_kernels.py:small \
     --workdir runs/kernels
 python -m sfrik_jax report runs/kernels
 
-":small" is Fashion-MNIST on two CPU cores; without it ImageNet's 20 % on accelerators.
-Time and accuracy of the small one: docs/results.md. The full one: not yet run.
+Source: the kernels of docs/maths.md beside that of arXiv 2208.00789.
+Hardware: two CPU cores for ":small", which is Fashion-MNIST; without it ImageNet's 20 %
+on accelerators. Time and accuracy: neither has been run yet.
 """
 
 from collections.abc import Iterator

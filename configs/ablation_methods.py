@@ -1,17 +1,20 @@
 """SFRIK beside SimCLR, AUH and VICReg on equal terms: one net, one recipe, one budget.
 
 Each method is tuned over the same number of candidates on the validation split, and its
-best one is trained with every seed and tested once. Source of the full protocol: the
-IN20% runs of arXiv 2208.00789, whose own rates are among the candidates.
+best one is trained with every seed and tested once.
+
+Source: the IN20% runs of arXiv 2208.00789; its rates 0.8 and 1.2 are candidates of all.
 
 python -m sfrik_jax sweep --config configs/ablation_methods.py:small \
     --workdir runs/methods
 
 python -m sfrik_jax report runs/methods
 
-":small" is Fashion-MNIST on two CPU cores; ":neighbours" has eight more methods there
-and holds the runs of the other. Without an argument: ImageNet's 20 % on accelerators.
-Time and accuracy of the small ones: docs/results.md. The full one: not yet run.
+":small" is Fashion-MNIST; ":neighbours" has eight more methods there and holds the runs
+of the other.
+
+Hardware: two CPU cores for these two; without an argument ImageNet's 20 % on
+accelerators. Time and accuracy: docs/results.md; that of ImageNet has not been run.
 """
 
 from collections.abc import Iterator

@@ -391,12 +391,14 @@ def test_each_config_file_is_valid_and_tells_how_to_run_it(path):
     config = configs.load(path)
     configs.validate(config)
     story = ast.get_docstring(ast.parse(path.read_text()))
-    command = f"python -m sfrik_jax pretrain --config configs/{path.name} --workdir "
+    file = runpy.run_path(str(path))
     assert story is not None
-    assert command in story
+    commands = ("pretrain", "sweep") if "sweep" in file else ("pretrain",)
+    words = [f"python -m sfrik_jax {c} --config configs/{path.name}" for c in commands]
+    assert any(command in story for command in words)
     assert "Hardware:" in story
     assert "Source:" in story
-    for overrides in runpy.run_path(str(path)).get("sweep", list)():
+    for overrides in file.get("sweep", list)():
         texts = [f"{key}={value!r}" for key, value in overrides.items()]
         configs.validate(configs.apply_overrides(config, texts))
 
