@@ -132,19 +132,24 @@ def _pretrain(config: ConfigDict, run: RunDirectory, stop: Stop) -> int:
         plan = plan_of(job, evaluation)
         state, seconds = loop.run_steps(plan, state, job.loader, run, checkpoints, stop)
     stop.check(f"after step {job.plan.total_steps}, saved")
-    about = _about_training(plan, seconds)
+    about = _about_training(plan, seconds, stepped=done < plan.total)
     _write_spectra(job, evaluation, run, state)
+    stop.check("before the evaluation")
     evaluation.finish(run, state, job.random_state, about, stop.check)
     return 0
 
 
-def _about_training(plan: loop.Plan, seconds: float) -> dict[str, Any]:
-    """What the summary says of the steps."""
+def _about_training(plan: loop.Plan, seconds: float, stepped: bool) -> dict[str, Any]:
+    """What the summary says of the steps; the memory is that of the last session.
+
+    Args:
+      stepped: whether this session took any: else its memory is not the training's.
+    """
     peak, owner = memory_use.peak()
     return {
         "train_seconds": round(seconds, 1),
         "views_per_step": plan.views_per_step,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak if stepped else None,
         "memory_of": owner,
     }
 
@@ -153,11 +158,15 @@ def _write_spectra(
     job: Job, evaluation: Evaluation, run: RunDirectory, state: TrainState
 ) -> None:
     """Writes spectrum.json, but of a projector that no device has whole."""
-    if processes.first() and job.learner.network.columns is None:
+
+    def write() -> None:
         images = evaluation.pictures(spectra.PICTURES)
         run.write_json(
             spectra.FILE, spectra.of_state(job.model, state, images, job.views[0])
         )
+
+    if job.learner.network.columns is None:
+        processes.from_first(write)
 
 
 def _tell_changes(run: RunDirectory, job: Job, state: TrainState) -> None:

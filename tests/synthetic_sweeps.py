@@ -69,7 +69,8 @@ def write_sweep(directory, runs, states=None):
         }
         for name, overrides in runs.items()
     ]
-    about = {"config": "configs/quickstart.py", "common": ["optim.epochs=5"]}
+    again = ["sweep", "--config", "a b.py:small", "--workdir", str(directory)]
+    about = {"config": "a b.py:small", "common": [], "again": again}
     write(directory / "sweep.json", about | {"runs": entries})
 
 

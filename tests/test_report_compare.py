@@ -243,14 +243,24 @@ def test_the_same_runs_give_the_same_page(sweep):
     assert (sweep / "report.html").read_bytes() == first
 
 
-def test_the_sweep_command_names_all_values(tmp_path):
-    runs = {f"{q}{s}": {"q": q, "seed": s} for q in ("1", "2") for s in ("0", "1")}
-    made.write_sweep(tmp_path, runs)
-    (sweep,) = gather.collect([tmp_path]).sweeps
+def test_the_command_of_a_sweep_is_the_one_that_was_noted(tmp_path):
+    made.write_sweep(tmp_path / "x", {"a": {"seed": "0"}})
+    (sweep,) = gather.collect([tmp_path / "x"]).sweeps
     (line,) = records.sweep_command(sweep)
-    assert line.endswith("--grid q=1,2 --grid seed=0,1 --config.optim.epochs=5")
-    made.write_sweep(tmp_path, dict(list(runs.items())[:3]))
-    assert records.sweep_command(gather.collect([tmp_path]).sweeps[0]) == []
+    want = f"sweep --config 'a b.py:small' --workdir {tmp_path / 'x'}"
+    assert line == f"python -m sfrik_jax {want}"
+    (tmp_path / "x" / "sweep.json").write_text('{"runs": []}')
+    assert records.sweep_command(gather.collect([tmp_path / "x"]).sweeps[0]) == []
+
+
+def test_a_tuning_alone_is_a_sweep_without_final_figures(sweep, tmp_path):
+    place = tmp_path / "tuned"
+    place.mkdir()
+    (place / "tuning").symlink_to(sweep)
+    compare([place])
+    text = Page(place / "report.html").text
+    assert "Tuning, on the validation split" in text
+    assert "Best:" not in text
 
 
 def test_where_the_page_goes(tmp_path, capsys):

@@ -90,6 +90,7 @@ def test_the_argument_of_the_file_is_the_functions_too(file):
     ("parts", "grid", "words"),
     [
         ([], [], "has no function sweep; say what the runs are with --grid"),
+        (["def sweep():\n    return []\n"], [], "yields nothing"),
         ([SWEEP], ["seed=1,2"], "--grid seed: the configuration's own sweep sets it"),
         (["def sweep():\n    yield 3\n"], [], "yielded 3; yield settings by dotted"),
         (["def sweep():\n    return 3\n"], [], "must yield the settings of each run"),
@@ -138,23 +139,43 @@ def test_a_candidate_that_diverged_is_none_and_a_group_without_any_is_an_error()
 
 
 def test_settings_that_are_written_in_two_ways_are_one_group():
-    candidates = runs({"w": "(1, 40)", "rate": "1"})
-    [choice] = tuning.choose([{"w": "(1,40)"}], candidates, {candidates[0].name: 1.0})
+    candidates = runs({"w": "(1.0, 40.0)", "q": "64", "rate": "1"})
+    final = [{"w": "(1,40)", "q": "64.0"}]
+    [choice] = tuning.choose(final, candidates, {candidates[0].name: 1.0})
     assert choice.chosen == {"rate": "1"}
+    assert tuning.applied(final, [choice]) == [{**final[0], "rate": "1"}]
+
+
+def test_candidates_and_final_runs_agree_in_what_both_list():
+    """One method is tuned for each q, the other once; one run has no q of its own."""
+    candidates = runs(
+        {"m": "a", "q": "64", "rate": "1"},
+        {"m": "a", "q": "128", "rate": "2"},
+        {"m": "b", "rate": "3"},
+    )
+    values = {run.name: float(i) for i, run in enumerate(candidates)}
+    final = [{"m": m, "q": q} for m in "ab" for q in ("64", "128")]
+    applied = tuning.applied(final, tuning.choose(final, candidates, values))
+    assert [point["rate"] for point in applied] == ["1", "2", "3", "3"]
+    final = [{"m": "a"}, {"m": "a", "q": "64"}]
+    applied = tuning.applied(final, tuning.choose(final, candidates, values))
+    assert applied == [{"m": "a", "q": "128", "rate": "2"}, {**final[1], "rate": "1"}]
 
 
 def test_a_choice_is_kept_for_these_candidates_alone(tmp_path):
     final = [{"m": "a"}]
     candidates = runs({"m": "a", "rate": "1"}, {"m": "a", "rate": "2"})
     choices = tuning.choose(final, candidates, {r.name: 5.0 for r in candidates})
-    assert tuning.kept(tmp_path, "linear_top1", final, candidates) is None
-    tuning.keep(tmp_path, "linear_top1", choices)
-    assert tuning.kept(tmp_path, "linear_top1", final, candidates) == choices
-    assert tuning.kept(tmp_path, "knn20_top1", final, candidates) is None
-    assert tuning.kept(tmp_path, "linear_top1", final, candidates[:1]) is None
+    assert tuning.kept(tmp_path, "linear_top1", ["a=1"], final, candidates) is None
+    tuning.keep(tmp_path, "linear_top1", ["a=1"], choices)
+    # Made with other settings of all candidates.
+    assert tuning.kept(tmp_path, "linear_top1", ["a=2"], final, candidates) is None
+    assert tuning.kept(tmp_path, "linear_top1", ["a=1"], final, candidates) == choices
+    assert tuning.kept(tmp_path, "knn20_top1", ["a=1"], final, candidates) is None
+    assert tuning.kept(tmp_path, "linear_top1", ["a=1"], final, candidates[:1]) is None
     (tmp_path / tuning.FILE).write_text('{"choices": [3]}')
     with pytest.raises(CorruptInputError, match="remove it"):
-        tuning.kept(tmp_path, "linear_top1", final, candidates)
+        tuning.kept(tmp_path, "linear_top1", ["a=1"], final, candidates)
 
 
 @pytest.fixture
@@ -243,8 +264,8 @@ def test_the_states_can_be_asked_for_without_running_anything(tuned, capsys):
 
 def test_what_is_left_is_written_as_commands_of_a_shell(tuned, capsys):
     assert tuned("--write", "slurm", "--jobs", "3", "--config.seed=3") == (0, [])
-    path = tuned.place / "tuning" / "commands.txt"
     said = capsys.readouterr().out
+    [path] = (tuned.place / "tuning").glob("commands_*.txt")
     assert f"{path}: 4 of 4 runs, one a line" in said
     submit = "sbatch --array=1-4%3 launch/slurm.sbatch --commands"
     assert f"{submit} {shlex.quote(str(path))}" in said
@@ -256,12 +277,52 @@ def test_what_is_left_is_written_as_commands_of_a_shell(tuned, capsys):
     # After the tuning the final runs are listed, then nothing.
     tuned(values=VALUES, codes=dict.fromkeys(FINAL[1:], 66))
     assert tuned("--write", "commands") == (0, [])
-    lines = (tuned.place / "commands.txt").read_text().splitlines()
+    [path] = tuned.place.glob("commands_*.txt")
+    lines = path.read_text().splitlines()
     assert [shlex.split(line)[7].rpartition("/")[2] for line in lines] == FINAL[1:]
     tuned(values=VALUES)
     capsys.readouterr()
     tuned("--write", "commands")
     assert "all 4 runs of" in capsys.readouterr().out
+    # The list of before is as it was: an array may still read it.
+    assert path.read_text().splitlines() == lines
+    # What ran elsewhere is known without having been started here.
+    stored = json.loads((tuned.place / "sweep.json").read_text())
+    assert {run["state"] for run in stored["runs"]} == {"done"}
+    assert stored["again"][0] == "sweep"
+
+
+def test_a_candidate_that_diverged_elsewhere_does_not_stop_the_final_runs(
+    tuned, capsys
+):
+    tuned(values=VALUES, codes={CANDIDATES[0]: 66})
+    place = tuned.place / "tuning" / CANDIDATES[0]
+    config = configs.load(tuned.place / "tuning" / CANDIDATES[1])
+    (place / "config.json").write_text(configs.to_json(config))
+    (place / "nonfinite_7.json").write_text("{}")
+    capsys.readouterr()
+    assert tuned("--write", "commands") == (0, [])
+    assert ": 4 of 4 runs, one a line" in capsys.readouterr().out
+    assert (tuned.place / "tuned.json").exists()
+
+
+def test_a_final_run_without_a_candidate_is_refused_before_the_tuning(
+    file, tmp_path, capsys
+):
+    spec = file(SWEEP, TUNE.replace('("sfrik", "simclr")', '("sfrik",)'))
+    place = tmp_path / "new"
+    assert main(["sweep", "--config", spec, "--workdir", str(place)]) == 2
+    assert "no candidate of the tuning is for loss.method=simclr" in (
+        capsys.readouterr().err
+    )
+    assert not place.exists()
+
+
+def test_a_sweep_does_not_go_into_a_run(file, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    words = ["sweep", "--config", file(SWEEP), "--workdir", str(tmp_path)]
+    assert main(words) == 73
+    assert "holds a run" in capsys.readouterr().err
 
 
 def test_a_metric_that_no_run_has_names_those_it_has(tuned, capsys):

@@ -1,12 +1,13 @@
 """The command `sweep`."""
 
 import argparse
+import hashlib
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from sfrik_jax import grids, sweeps
+from sfrik_jax import config_files, grids, sweeps
 from sfrik_jax.commands.parsing import (
     RUN,
     Groups,
@@ -17,18 +18,11 @@ from sfrik_jax.commands.parsing import (
     default_workdir,
     print_table,
 )
-from sfrik_jax.errors import (
-    ConfigError,
-    NonFiniteError,
-    OutputError,
-    Preempted,
-    SfrikError,
-)
-from sfrik_jax.files import make_folder, write_whole
+from sfrik_jax.errors import ConfigError, OutputError, Preempted, SfrikError
+from sfrik_jax.files import write_whole
 from sfrik_jax.sweeps import board, plans, tuning
 
-COMMANDS = "commands.txt"
-DIVERGED = f"failed (code {NonFiniteError.code})"
+METRIC = "linear_top1"
 
 
 def add(groups: Groups) -> None:
@@ -47,7 +41,7 @@ def add(groups: Groups) -> None:
         "--workdir",
         metavar="DIR",
         help="gets a directory for each run (default: runs/ and the name of the "
-        "configuration file)",
+        "configuration file, with its argument)",
     )
     parser.add_argument(
         "--grid",
@@ -57,14 +51,12 @@ def add(groups: Groups) -> None:
         help="values of a setting; repeated, each is combined with each, and with "
         "the runs that the configuration file yields",
     )
-    parser.add_argument(
-        "--jobs", type=count, default=1, metavar="N", help="at a time (default 1)"
-    )
+    parser.add_argument("--jobs", type=count, metavar="N", help="at a time (default 1)")
     parser.add_argument(
         "--metric",
-        default="linear_top1",
+        default=METRIC,
         metavar="NAME",
-        help="of summary.json, by which a tuning chooses (default linear_top1)",
+        help=f"of summary.json, by which a tuning chooses (default {METRIC})",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -80,32 +72,41 @@ def add(groups: Groups) -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     """Carries out what is left of a sweep and prints the state of each run."""
-    if args.jobs < 1:
+    if args.jobs == 0:
         raise ConfigError(f"--jobs {args.jobs}: it must be at least 1")
-    place = args.workdir or default_workdir(args.config)
-    directory = checked_output(place, "--workdir")
-    sweeps.refuse_file(directory)
+    arg = config_files.split_spec(args.config)[1]
+    place = default_workdir(args.config) + (f"_{arg}" if arg else "")
+    directory = checked_output(args.workdir or place, "--workdir")
+    sweeps.refuse_taken(directory)
     plan = plans.read(args.config, args.grid)
-    final = plan.final
+    final, again = plan.final, _again(args, directory)
     if plan.candidates:
         common = [*args.overrides, *plan.validation]
         named = grids.named(plan.candidates)
-        candidates = sweeps.Sweep(args.config, common, named)
+        candidates = sweeps.Sweep(args.config, common, named, again)
         # Before hours of tuning: the settings of the final runs are right as well.
         sweeps.Sweep(args.config, args.overrides, grids.named(final)).settings()
-        choices = tuning.kept(directory, args.metric, final, named)
+        tuning.groups(final, named)
+        choices = tuning.kept(directory, args.metric, common, final, named)
         if choices is None:
-            if not _stage(candidates, directory / tuning.FOLDER, args, DIVERGED):
+            if not _stage(candidates, directory / tuning.FOLDER, args, sweeps.DIVERGED):
                 return 0
             values = tuning.figures(directory / tuning.FOLDER, named, args.metric)
             choices = tuning.choose(final, named, values)
-            tuning.keep(directory, args.metric, choices)
+            tuning.keep(directory, args.metric, common, choices)
         _print_choices(choices, args.metric)
         final = tuning.applied(final, choices)
-    _stage(
-        sweeps.Sweep(args.config, args.overrides, grids.named(final)), directory, args
-    )
+    named = grids.named(final)
+    _stage(sweeps.Sweep(args.config, args.overrides, named, again), directory, args)
     return 0
+
+
+def _again(args: argparse.Namespace, directory: Path) -> tuple[str, ...]:
+    """The words of this command, but for how many runs there are at a time."""
+    words = ["sweep", "--config", args.config, "--workdir", str(directory)]
+    words += [word for text in args.grid for word in ("--grid", text)]
+    words += ["--metric", args.metric] if args.metric != METRIC else []
+    return (*words, *(f"--config.{text}" for text in args.overrides))
 
 
 def _stage(
@@ -121,22 +122,20 @@ def _stage(
 
     Raises: SfrikError where runs have failed, stopped, or run elsewhere.
     """
-    if args.write:
-        left = sweeps.left(stage, directory)
-        if left:
+    if args.write or args.status:
+        found = sweeps.note(stage, directory)
+        ended = (board.DONE, tolerated)
+        left = [run for run in stage.runs if found[run.name] not in ended]
+        if args.status:
+            print_table([("run", "state"), *found.items()])
+        elif left:
             _write(stage, left, directory, args)
         else:
-            print(f"all {len(stage.runs)} runs of {directory} are done")
+            print(f"all {len(stage.runs)} runs of {directory} have ended")
         return not left
-    if args.status:
-        found = sweeps.states(stage, directory, stage.settings())
-    else:
-        found = sweeps.carry_out(
-            stage, directory, display=_display(directory), jobs=args.jobs
-        )
+    display, jobs = _display(directory), args.jobs or 1
+    found = sweeps.carry_out(stage, directory, display=display, jobs=jobs)
     print_table([("run", "state"), *found.items()])
-    if args.status:
-        return all(state == board.DONE for state in found.values())
     _raise_unless_done(
         {name: s for name, s in found.items() if s != tolerated}, len(found), directory
     )
@@ -178,17 +177,19 @@ def _write(
 ) -> None:
     """Writes the commands of the runs that are left, and says what to do with them."""
     lines = [f"{RUN} {shlex.join(stage.command(run, directory))}\n" for run in left]
-    make_folder(directory)
-    path = directory / COMMANDS
-    write_whole(path, "".join(lines).encode())
+    content = "".join(lines).encode()
+    # An array reads its lines as its elements start: a list is never overwritten.
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    path = directory / f"commands_{digest}.txt"
+    write_whole(path, content)
     print(f"{path}: {len(lines)} of {len(stage.runs)} runs, one a line")
     if args.write == "slurm":
-        limit = f"%{args.jobs}" if args.jobs > 1 else ""
+        limit = f"%{args.jobs}" if args.jobs else ""
         print(
             f"sbatch --array=1-{len(lines)}{limit} launch/slurm.sbatch "
             f"--commands {shlex.quote(str(path))}"
         )
-    print("then the same sweep without --write tells what is done")
+    print("the same sweep with --status tells what is done")
 
 
 def _print_choices(choices: list[tuning.Choice], metric: str) -> None:

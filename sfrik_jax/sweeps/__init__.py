@@ -21,16 +21,30 @@ from ml_collections import ConfigDict
 
 from sfrik_jax import config as configs
 from sfrik_jax import resuming
-from sfrik_jax.errors import ConfigError, OutputError, SfrikError
+from sfrik_jax.errors import (
+    ConfigError,
+    NonFiniteError,
+    OutputError,
+    SfrikError,
+)
 from sfrik_jax.files import make_folder
 from sfrik_jax.grids import Run
 from sfrik_jax.locks import Lock
 from sfrik_jax.sweeps import running
-from sfrik_jax.sweeps.board import DONE, ELSEWHERE, STOPPED, WAITING, Board, Display
+from sfrik_jax.sweeps.board import (
+    DONE,
+    ELSEWHERE,
+    STOPPED,
+    WAITING,
+    Board,
+    Display,
+    Lines,
+)
 
 PROGRAM = (sys.executable, "-m", "sfrik_jax")
 # Seconds in which a run ends whose own grace is over.
 LATER = 5.0
+DIVERGED = f"failed (code {NonFiniteError.code})"
 
 
 class Sweep(NamedTuple):
@@ -40,11 +54,18 @@ class Sweep(NamedTuple):
       spec: of the configuration, see `configs.load`.
       common: overrides of all runs.
       runs: in the order in which they are started.
+      again: the words of the command that carries it out.
     """
 
     spec: str
     common: list[str]
     runs: list[Run]
+    again: tuple[str, ...] = ()
+
+    def board(self, directory: Path, display: Display) -> Board:
+        """All runs as waiting. It writes nothing yet."""
+        about = {"config": self.spec, "common": self.common, "again": list(self.again)}
+        return Board(about, self.runs, directory, display)
 
     def config(self, run: Run) -> ConfigDict:
         """The settings of a run. Errors: as `configs.load`."""
@@ -86,7 +107,8 @@ def states(
 ) -> dict[str, str]:
     """The state of each run as its directory tells it; nothing is started.
 
-    A run that has begun, and that nobody is at work on, counts as stopped.
+    A run that has begun, and that nobody is at work on, counts as stopped, or as
+    diverged where it has noted a step that is not finite and may skip none.
     """
     found = {}
     for run in sweep.runs:
@@ -97,13 +119,20 @@ def states(
             found[run.name] = ELSEWHERE
         else:
             found[run.name] = STOPPED if (place / "config.json").exists() else WAITING
+            raising = settings[run.name].step.nonfinite == "raise"
+            if raising and any(place.glob("nonfinite_*.json")):
+                found[run.name] = DIVERGED
     return found
 
 
-def left(sweep: Sweep, directory: Path) -> list[Run]:
-    """The runs that are not done. Errors: ConfigError, as `Sweep.settings`."""
-    settings = sweep.settings()
-    return [r for r in sweep.runs if not is_done(directory / r.name, settings[r.name])]
+def note(sweep: Sweep, directory: Path) -> dict[str, str]:
+    """`states`, kept in sweep.json too. Errors: as `files.write_whole`."""
+    found = states(sweep, directory, sweep.settings())
+    board = sweep.board(directory, Lines())
+    board.states |= found
+    make_folder(directory)
+    board.write()
+    return found
 
 
 def carry_out(
@@ -130,7 +159,7 @@ def carry_out(
     make_folder(directory)
     what = f"--workdir {directory}"
     with Lock(directory / "lock", what, "wait for that sweep"), display:
-        board = Board(sweep.spec, sweep.common, sweep.runs, directory, display)
+        board = sweep.board(directory, display)
         commands = {}
         for run in sweep.runs:
             if is_done(directory / run.name, settings[run.name]):
@@ -140,9 +169,9 @@ def carry_out(
                 commands[run.name] = [*program, *words]
         board.begin()
         running.run_all(commands, directory, board, jobs, grace)
-        # What ran elsewhere may have ended in the meantime.
+        # What ran elsewhere, or was begun twice, may have ended in the meantime.
         for name, state in list(board.states.items()):
-            if state == ELSEWHERE and is_done(directory / name, settings[name]):
+            if state != DONE and is_done(directory / name, settings[name]):
                 board.set(name, DONE)
     return board.states
 
@@ -152,7 +181,9 @@ def failures(found: Mapping[str, str]) -> dict[str, str]:
     return {name: s for name, s in found.items() if s.startswith("failed")}
 
 
-def refuse_file(directory: Path) -> None:
-    """Raises OutputError where a file has the place of a sweep's directory."""
+def refuse_taken(directory: Path) -> None:
+    """Raises OutputError where a file or a run has the place of a sweep."""
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"--workdir {directory} is a file; name a directory")
+    if (directory / "config.json").exists():
+        raise OutputError(f"--workdir {directory} holds a run; name another directory")

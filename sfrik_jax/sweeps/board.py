@@ -50,20 +50,19 @@ class Board:
 
     def __init__(
         self,
-        spec: str,
-        common: list[str],
+        about: Mapping[str, Any],
         runs: Sequence[Run],
         directory: Path,
         display: Display,
     ) -> None:
-        self._about: dict[str, Any] = {"config": spec, "common": common}
-        self._runs, self._directory, self._display = runs, directory, display
+        self._about, self._runs = dict(about), runs
+        self._directory, self._display = directory, display
         self.states = {run.name: WAITING for run in runs}
         self._looked = 0.0
 
     def begin(self) -> None:
         """Keeps the first states. Raises: as `files.write_whole`."""
-        self._write()
+        self.write()
         done = sum(state == DONE for state in self.states.values())
         if done:
             self._tell(f"sweep: {done} of {len(self.states)} runs are done already")
@@ -76,7 +75,7 @@ class Board:
         self._tell(f"sweep: {name} {state} ({done} of {len(self.states)} done)")
         self._show()
         try:
-            self._write()
+            self.write()
         except (DiskFullError, OutputError) as error:
             self._tell(f"sweep: {error}; the runs go on")
 
@@ -94,7 +93,8 @@ class Board:
         with contextlib.suppress(OSError):
             self._display.show(self.states, self._directory)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Keeps the states. Raises: as `files.write_whole`."""
         runs = [
             {"name": r.name, "overrides": r.overrides, "state": self.states[r.name]}
             for r in self._runs
@@ -141,7 +141,8 @@ class LiveTable:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            self._live.stop()
 
     def say(self, line: str) -> None:
         """Prints what is not in the table: ends, not beginnings."""
@@ -166,7 +167,7 @@ class LiveTable:
     def _summary(self, states: Mapping[str, str]) -> str:
         counts = Counter(state.partition(" (")[0] for state in states.values())
         words = [f"{count} {state}" for state, count in counts.items()]
-        ended = len(states) - counts[WAITING] - counts[RUNNING]
+        ended = len(states) - sum(counts[s] for s in (WAITING, RUNNING, ELSEWHERE))
         if self._ended_before is None:
             self._ended_before = ended
         here, left = ended - self._ended_before, len(states) - ended

@@ -57,7 +57,9 @@ def read(spec: str, grid: Sequence[str]) -> Plan:
     choices = grids.product(listed)
     final = combined(_points(found.get("sweep", [{}]), f"{spec}: sweep"), choices)
     tuned = grids.product([(k, v) for k, v in listed if k != SEED])
-    candidates = combined(_points(found.get("tune", []), f"{spec}: tune"), tuned)
+    candidates = []
+    if "tune" in found:
+        candidates = combined(_points(found["tune"], f"{spec}: tune"), tuned)
     [validation] = _points([found.get("validation", {})], f"{spec}: validation")
     texts = [f"{key}={text}" for key, text in validation.items()]
     return Plan(final, candidates, texts)
@@ -87,8 +89,16 @@ def _points(yielded: Any, where: str) -> list[Overrides]:
                 f"--config {where} yielded {point!r}; yield settings by dotted name, "
                 'such as {"model.embed_dim": 64}'
             )
-        texts = {k: v if isinstance(v, str) else repr(v) for k, v in point.items()}
+        texts = {key: _text(value) for key, value in point.items()}
         if texts in points:
             raise ConfigError(f"--config {where} yields {texts} twice")
         points.append(texts)
+    if not points:
+        raise ConfigError(f"--config {where} yields nothing")
     return points
+
+
+def _text(value: Any) -> str:
+    """A value as `configs.load` takes it; numbers of NumPy are plain ones."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, str) else repr(value)

@@ -36,6 +36,7 @@ def run_all(
     """
     waiting = list(commands)
     running: dict[str, Process] = {}
+    jobs = max(1, min(jobs, len(commands)))
     shares = shared_cores(jobs)
     places: dict[str, int] = {}
     with _handing_on(running, grace) as asked:

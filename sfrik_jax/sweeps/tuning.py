@@ -8,7 +8,7 @@ choice is made once.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -53,15 +53,33 @@ def choose(
     """
     return [
         _best(group, [r for r in candidates if _agrees(r.overrides, group)], values)
-        for group in _groups(final, candidates)
+        for group in groups(final, candidates)
     ]
+
+
+def groups(final: Sequence[Overrides], candidates: Sequence[Run]) -> list[Overrides]:
+    """What final runs share with their candidates, each once.
+
+    Errors: ConfigError where a final run has no candidate.
+    """
+    found: list[Overrides] = []
+    for point in final:
+        group = _group(point, {key for run in candidates for key in run.overrides})
+        if group in found:
+            continue
+        if not any(_agrees(run.overrides, group) for run in candidates):
+            raise ConfigError(f"no candidate of the tuning is for {_words(group)}")
+        found.append(group)
+    return found
 
 
 def applied(final: Sequence[Overrides], choices: Sequence[Choice]) -> list[Overrides]:
     """The settings of the final runs with what was chosen for each."""
+    keys = {key for c in choices for each in c.candidates for key in each["overrides"]}
     found = []
     for point in final:
-        [choice] = [c for c in choices if _agrees(point, c.group)]
+        group = _group(point, keys)
+        choice = next(c for c in choices if c.group == group)
         found.append({**point, **choice.chosen})
     return found
 
@@ -92,19 +110,30 @@ def figures(directory: Path, runs: Sequence[Run], metric: str) -> dict[str, floa
     return values
 
 
-def keep(directory: Path, metric: str, choices: Sequence[Choice]) -> None:
-    """Writes tuned.json. Raises: as `files.write_whole`."""
+def keep(
+    directory: Path, metric: str, common: Sequence[str], choices: Sequence[Choice]
+) -> None:
+    """Writes tuned.json. Raises: as `files.write_whole`.
+
+    Args:
+      common: overrides of all candidates.
+    """
     rows = [
         {"for": c.group, "chosen": c.chosen, "run": c.run, "value": c.value}
         | {"candidates": c.candidates}
         for c in choices
     ]
-    text = json.dumps({"metric": metric, "choices": rows}, indent=2)
+    about = {"metric": metric, "common": list(common), "choices": rows}
+    text = json.dumps(about, indent=2)
     write_whole(directory / FILE, (text + "\n").encode())
 
 
 def kept(
-    directory: Path, metric: str, final: Sequence[Overrides], candidates: Sequence[Run]
+    directory: Path,
+    metric: str,
+    common: Sequence[str],
+    final: Sequence[Overrides],
+    candidates: Sequence[Run],
 ) -> list[Choice] | None:
     """What tuned.json has chosen among just these candidates, or None.
 
@@ -122,17 +151,17 @@ def kept(
         compared = [
             (each["run"], each["overrides"]) for c in choices for each in c.candidates
         ]
-        same = stored["metric"] == metric
+        same = (stored["metric"], stored["common"]) == (metric, list(common))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CorruptInputError(
             f"{path} is damaged ({error}); remove it: it is made anew from "
             f"{FOLDER}/*/summary.json"
         ) from error
-    groups = _groups(final, candidates)
-    same &= [c.group for c in choices] == groups
+    wanted = groups(final, candidates)
+    same &= [c.group for c in choices] == wanted
     expected = [
         (run.name, run.overrides)
-        for group in groups
+        for group in wanted
         for run in candidates
         if _agrees(run.overrides, group)
     ]
@@ -143,7 +172,7 @@ def _best(group: Overrides, runs: Sequence[Run], values: Mapping[str, float]) ->
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
         rest = {k: v for k, v in run.overrides.items() if k != SEED}
-        by_settings.setdefault(json.dumps(rest), []).append(run)
+        by_settings.setdefault(json.dumps(rest, sort_keys=True), []).append(run)
     # A candidate that diverged with one seed is no candidate.
     means = {
         key: fmean(values[r.name] for r in each)
@@ -163,28 +192,27 @@ def _best(group: Overrides, runs: Sequence[Run], values: Mapping[str, float]) ->
     return Choice(group, chosen, means[best], by_settings[best][0].name, compared)
 
 
-def _groups(final: Sequence[Overrides], candidates: Sequence[Run]) -> list[Overrides]:
-    """What final runs share with their candidates, each once."""
-    keys = {key for run in candidates for key in run.overrides} - {SEED}
-    groups: list[Overrides] = []
-    for point in final:
-        group = {k: _plain(v) for k, v in point.items() if k in keys}
-        if group in groups:
-            continue
-        if not any(_agrees(run.overrides, group) for run in candidates):
-            raise ConfigError(f"no candidate of the tuning is for {_words(group)}")
-        groups.append(group)
-    return groups
+def _group(point: Overrides, keys: Collection[str]) -> Overrides:
+    """Those of its settings that candidates list too, but for the seed."""
+    return {k: _plain(v) for k, v in point.items() if k in keys and k != SEED}
 
 
 def _agrees(overrides: Overrides, group: Overrides) -> bool:
-    return all(_plain(overrides.get(k, "")) == v for k, v in group.items())
+    """Whether a candidate has the values of a group, in what it lists of it."""
+    return all(_plain(overrides[k]) == v for k, v in group.items() if k in overrides)
 
 
 def _plain(text: str) -> str:
-    """One text for each value: (1,40) and (1, 40) are the same."""
+    """One text for each value: (1,40) and (1.0, 40.0) are the same."""
     value = config_keys.parsed(text, None)
-    return value if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) else repr(_number(value))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(map(_number, value))
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole else value
 
 
 def _words(group: Overrides) -> str:

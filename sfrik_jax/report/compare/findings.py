@@ -23,14 +23,18 @@ FIGURES = {
 
 
 def ranked(layout: Layout, score: str) -> list[Cell]:
-    """The cells that have the score, the highest mean first."""
-    means = {
-        cell.label: found.mean
+    """The cells that have the score, the highest mean first.
+
+    Cells with fewer seeds than others come after those: one lucky seed is no ranking.
+    """
+    found = {
+        cell.label: spread
         for cell in layout.cells
-        if (found := cell.spread(names.score(score)))
+        if (spread := cell.spread(names.score(score)))
     }
-    have = [cell for cell in layout.cells if cell.label in means]
-    return sorted(have, key=lambda cell: -means[cell.label])
+    have = [cell for cell in layout.cells if cell.label in found]
+    places = {label: (-spread.n, -spread.mean) for label, spread in found.items()}
+    return sorted(have, key=lambda cell: places[cell.label])
 
 
 def verdict(collection: Collection, layout: Layout) -> str:

@@ -46,8 +46,7 @@ class Sweep:
     """What sweep.json says, as far as it can be read."""
 
     place: Path
-    spec: str
-    common: list[str]
+    again: list[str]  # the words of the command that carries it out
     runs: list[dict[str, Any]]
 
 
@@ -65,8 +64,8 @@ class Collection:
 
 
 def is_sweep(directory: Path) -> bool:
-    """Whether a directory holds many runs."""
-    return (directory / SWEEP).is_file()
+    """Whether a directory holds many runs; first those of a tuning alone."""
+    return any((each / SWEEP).is_file() for each in (directory, directory / TUNING))
 
 
 def collect(directories: Sequence[Path]) -> Collection:
@@ -124,14 +123,14 @@ def _sweep(found: Collection, directory: Path, before: str) -> Sweep:
     about = _json(found, directory / SWEEP, f"{before}{SWEEP}")
     if about is None:
         names = [path.name for path in _runs_in(directory)]
-        return Sweep(directory, "", [], [{"name": name} for name in names])
-    listed, common = about.get("runs"), about.get("common")
+        return Sweep(directory, [], [{"name": name} for name in names])
+    listed, again = about.get("runs"), about.get("again")
     entries = listed if isinstance(listed, list) else []
     good = [e for e in entries if isinstance(e, dict) and _is_name(e.get("name"))]
     if len(good) < len(entries) or not isinstance(listed, list):
         found.damaged.append(f"{before}{SWEEP}")
-    texts = common if isinstance(common, list) else []
-    return Sweep(directory, str(about.get("config") or ""), [*map(str, texts)], good)
+    words = again if isinstance(again, list) else []
+    return Sweep(directory, [*map(str, words)], good)
 
 
 def _is_name(name: Any) -> bool:

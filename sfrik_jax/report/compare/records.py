@@ -1,6 +1,5 @@
 """Sections on the runs themselves: states, settings, pictures, commands, tuning."""
 
-import itertools
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -196,20 +195,5 @@ def _texts(pairs: Any) -> str:
 
 
 def sweep_command(sweep: Sweep) -> list[str]:
-    """The command of a sweep whose runs are all choices of some values."""
-    listed = [run.get("overrides") for run in sweep.runs]
-    points = [point for point in listed if isinstance(point, dict)]
-    if not sweep.spec or not points or len(points) < len(listed):
-        return []
-    keys = list(points[0])
-    values = {key: list(dict.fromkeys(str(p.get(key)) for p in points)) for key in keys}
-    made = {tuple(str(p.get(key)) for key in keys) for p in points}
-    if any(list(p) != keys for p in points) or made != {
-        *itertools.product(*values.values())
-    }:
-        return []
-    words = ["--config", sweep.spec, "--workdir", str(sweep.place)]
-    for key in keys:
-        words += ["--grid", f"{key}={','.join(values[key])}"]
-    words += [f"--config.{text}" for text in sweep.common]
-    return [f"python -m sfrik_jax sweep {shlex.join(words)}"]
+    """The command that carries a sweep out, where it was noted."""
+    return [f"python -m sfrik_jax {shlex.join(sweep.again)}"] if sweep.again else []
