@@ -29,25 +29,19 @@ VALIDATION = {
 SEEDS = (0, 1, 2)
 STRENGTHS = (0.25, 1.0, 4.0)
 
-# Of each size: the kernels, and how much their weights add up to. The heat kernel's
-# time is near log(q / 2) / q, where its orders 1 to 3 have like weights.
+# The kernels, and how much their weights add up to.
+COMMON: dict[Any, float] = {
+    (1.0, 40.0): 41.0,
+    (1.0, 40.0, 40.0): 81.0,
+    "rbf(2.5)": 1.0,
+    "exponential(0.1)": 1.0,
+    "bandlimited(3)": 1.0,
+}
+# The heat kernel's time is near log(q / 2) / q, where its orders 1 to 3 have like
+# weights.
 KERNELS: dict[str, dict[Any, float]] = {
-    "full": {
-        (1.0, 40.0): 41.0,
-        (1.0, 40.0, 40.0): 81.0,
-        "rbf(2.5)": 1.0,
-        "exponential(0.1)": 1.0,
-        "heat(0.001)": 1.0,
-        "bandlimited(3)": 1.0,
-    },
-    "small": {
-        (1.0, 40.0): 41.0,
-        (1.0, 40.0, 40.0): 81.0,
-        "rbf(2.5)": 1.0,
-        "exponential(0.1)": 1.0,
-        "heat(0.006)": 1.0,
-        "bandlimited(3)": 1.0,
-    },
+    "full": {**COMMON, "heat(0.001)": 1.0},
+    "small": {**COMMON, "heat(0.006)": 1.0},
 }
 
 

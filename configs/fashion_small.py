@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.eval.every_epochs = 0
     config.eval.image_size = 28
     config.eval.resize = 28
-    # 20 epochs gave 80.4 % where 100 gave 80.2 %, in a quarter of the time.
+    # 20 epochs gave 80.4 % where 100 gave 80.2 % (width 32, 10,000 pictures, 39 steps).
     config.eval.probe_epochs = 20
     config.eval.baselines = False
 
