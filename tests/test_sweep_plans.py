@@ -318,6 +318,20 @@ def test_a_final_run_without_a_candidate_is_refused_before_the_tuning(
     assert not place.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ablation_L.py", "no such file; did you mean"),
+        ("knn_imagenet.py", "is for the command knn, not for pretrain"),
+    ],
+)
+def test_a_configuration_that_is_none_of_a_run_is_told(tmp_path, capsys, name, words):
+    spec = f"{ROOT}/configs/{name}"
+    assert main(["sweep", "--config", spec, "--workdir", str(tmp_path / "new")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_sweep_does_not_go_into_a_run(file, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     words = ["sweep", "--config", file(SWEEP), "--workdir", str(tmp_path)]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from sfrik_jax import config as configs
 from sfrik_jax import config_files, grids, sweeps
 from sfrik_jax.commands.parsing import (
     RUN,
@@ -78,6 +79,7 @@ def sweep(args: argparse.Namespace) -> int:
     place = default_workdir(args.config) + (f"_{arg}" if arg else "")
     directory = checked_output(args.workdir or place, "--workdir")
     sweeps.refuse_taken(directory)
+    configs.load_for("pretrain", args.config, args.overrides)  # that it is one
     plan = plans.read(args.config, args.grid)
     final, again = plan.final, _again(args, directory)
     if plan.candidates:
