@@ -49,7 +49,8 @@ STUDIES = {
 
 def get_config(size: str = "full") -> ConfigDict:
     """What all runs share."""
-    return configs.load(Path(__file__).with_name(STUDIES[size].base))
+    base = configs.chosen(STUDIES, size).base
+    return configs.load(Path(__file__).with_name(base))
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 
 def get_config(size: str = "full") -> ConfigDict:
     """What all runs share."""
-    return configs.load(Path(__file__).with_name(BASES[size]))
+    return configs.load(Path(__file__).with_name(configs.chosen(BASES, size)))
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:

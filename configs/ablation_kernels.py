@@ -2,7 +2,9 @@
 
 The weights of a named kernel add up to 1 and those of 1-40-40 to 81, so that its MMD
 has the coefficient 81. How strong the MMD is against the alignment is tuned for each:
-a quarter, once and four times that. docs/maths.md has the kernels.
+a quarter, once and four times that. docs/maths.md has the kernels. ":small" has the
+orders 1 to 4 of 1-40-40-40 too: there L is compared apart from the sum of the weights,
+which ablation_L_q.py leaves as it falls.
 
 python -m sfrik_jax sweep --config configs/ablation_kernels.py:small \
     --workdir runs/kernels
@@ -41,13 +43,18 @@ COMMON: dict[Any, float] = {
 # weights.
 KERNELS: dict[str, dict[Any, float]] = {
     "full": {**COMMON, "heat(0.001)": 1.0},
-    "small": {**COMMON, "heat(0.006)": 1.0},
+    "small": {
+        **COMMON,
+        "heat(0.006)": 1.0,
+        (1.0,): 1.0,
+        (1.0, 40.0, 40.0, 40.0): 121.0,
+    },
 }
 
 
 def get_config(size: str = "full") -> ConfigDict:
     """What all runs share."""
-    return configs.load(Path(__file__).with_name(BASES[size]))
+    return configs.load(Path(__file__).with_name(configs.chosen(BASES, size)))
 
 
 def sweep(size: str = "full") -> Iterator[dict[str, Any]]:

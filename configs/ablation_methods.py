@@ -89,7 +89,7 @@ VALIDATION = {
 
 def get_config(size: str = "full") -> ConfigDict:
     """What all runs share."""
-    return configs.load(Path(__file__).with_name(BASES[size]))
+    return configs.load(Path(__file__).with_name(configs.chosen(BASES, size)))
 
 
 def sweep(size: str = "full") -> Iterator[Settings]:

@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from sfrik_jax import config_checks, config_files, config_keys, device_checks
+from sfrik_jax.config_files import chosen
 from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.settings import (
     CHOICES,
@@ -32,6 +33,7 @@ __all__ = [
     "Schedule",
     "apply_overrides",
     "augment_section",
+    "chosen",
     "default",
     "derive",
     "device_count",

@@ -325,7 +325,7 @@ def test_evaluations_of_a_file_have_a_page_of_their_own(tmp_path):
     with pytest.raises(MissingInputError, match=r"nor eval/\*\.json; give"):
         write_report(tmp_path / "resnet50")
     (tmp_path / "resnet50" / "eval" / "knn.json").write_text(json.dumps(KNN))
-    asked = argparse.Namespace(workdirs=[str(tmp_path / "resnet50")])
+    asked = argparse.Namespace(workdirs=[str(tmp_path / "resnet50")], out=None)
     assert reports.report(asked) == 0
     made = Page(tmp_path / "resnet50" / "report.html")
     assert made.open == []

@@ -322,6 +322,8 @@ def test_a_final_run_without_a_candidate_is_refused_before_the_tuning(
     ("name", "words"),
     [
         ("ablation_L.py", "no such file; did you mean"),
+        ("ablation_L_q.py:smal", "one of full, small, wide; did you mean small?"),
+        ("ablation_kernels.py:wide", "after the colon stands one of full, small"),
         ("knn_imagenet.py", "is for the command knn, not for pretrain"),
     ],
 )

@@ -27,7 +27,7 @@ NAMES = [f"weights-{w}_embed_dim-{q}" for w in ("1", "1-40") for q in (64, 128, 
 
 # In place of a training: notes that it ran, and ends as DIR/../codes.json has it.
 STAND_IN = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 from sfrik_jax import config as configs
@@ -39,8 +39,12 @@ with (run.parent / "ran.txt").open("a") as file:
     file.write(run.name + "\\n")
 print("ran", run.name)
 code = json.loads((run.parent / "codes.json").read_text()).get(run.name, 0)
+end = run.parent / "end.json"
 while code == "waits":
     time.sleep(0.05)
+    code = json.loads(end.read_text()) if end.exists() else code
+    if code == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     code = 75 if stopped else code
     if stopped:
         print("saved")
@@ -245,9 +249,27 @@ def test_f3_what_does_not_end_is_killed_after_its_grace():
     words = [sys.executable, "-c", f"{words}; print(flush=True); time.sleep(60)"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()
-        with pytest.raises(RuntimeError), running._handing_on({"a": process}, 0.2):
+        with pytest.raises(RuntimeError), running._taking_signals({"a": process}, 0.2):
             raise RuntimeError
         assert process.poll() == -signal.SIGKILL
+
+
+def test_f3_a_run_that_takes_no_signal_is_killed_after_its_grace(place):
+    words = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    words += "; print('deaf', flush=True); time.sleep(60)"
+    log = place / NAMES[0] / "log.txt"
+
+    def signal_when_it_is_deaf() -> None:
+        while not log.exists() or not log.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signal_when_it_is_deaf, daemon=True).start()
+    states = plan().board(place, board.Lines(lambda _: None))
+    commands = {NAMES[0]: [sys.executable, "-c", words]}
+    with pytest.raises(Preempted):
+        running.run_all(commands, place, states, 1, 0.3)
+    assert states.states[NAMES[0]] == "stopped (SIGKILL)"
 
 
 @pytest.mark.parametrize("error", [DiskFullError("full"), OutputError("gone")])
@@ -276,6 +298,41 @@ def test_f3_a_run_that_a_killed_sweep_has_left_behind_goes_on(place):
     assert states == {name: "done" for name in NAMES} | {NAMES[0]: "running elsewhere"}
     assert ran(place) == sorted(NAMES[1:])
     assert set(carry_out(place, {}).values()) == {"done"}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_f3_what_a_killed_sweep_left_behind_takes_a_slot_until_its_end(place, ends):
+    """From its first moment, before it has locked its directory, and it is waited for.
+
+    One that comes to its end is done; one that is killed is started again.
+    """
+    codes = json.dumps({NAMES[0]: "waits"})
+    (place / "codes.json").write_text(codes)
+    words = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from pathlib import Path
+from test_sweeps import carry_out
+carry_out(Path({str(place)!r}), {codes}, jobs=1)
+"""
+    with subprocess.Popen([sys.executable, "-c", words], env=environment()) as first:
+        while not (place / "ran.txt").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        first.kill()
+    assert ran(place) == NAMES[:1]
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if f"{NAMES[0]} running elsewhere" in line:
+            assert running.is_left_behind(place / NAMES[0])
+            (place / "end.json").write_text(json.dumps(0 if ends else "killed"))
+
+    assert carry_out(place, {}, jobs=1, say=say) == dict.fromkeys(NAMES, "done")
+    assert f"sweep: {NAMES[0]} running elsewhere (0 of 6 done)" in said
+    assert sum("running (" in line for line in said) == (5 if ends else 6)
+    assert ran(place) == sorted(NAMES[1:] if ends else NAMES)
 
 
 def test_f3_what_ended_elsewhere_in_the_meantime_is_done(place):

@@ -115,7 +115,7 @@ def states(
         place = directory / run.name
         if is_done(place, settings[run.name]):
             found[run.name] = DONE
-        elif running.is_held(place):
+        elif running.is_left_behind(place) or running.is_held(place):
             found[run.name] = ELSEWHERE
         else:
             found[run.name] = STOPPED if (place / "config.json").exists() else WAITING
@@ -145,9 +145,9 @@ def carry_out(
 ) -> dict[str, str]:
     """Runs what is not done yet, `jobs` at a time; the state of each run by name.
 
-    A signal is handed on to the runs, which save and stop. A run that another sweep
-    has left behind, or a user has started, goes on by itself. With several jobs each
-    has its share of the cores.
+    A signal is handed on to the runs, which save and stop. A run that a killed sweep
+    has left behind is waited for, as one of the `jobs`; one that a user has started
+    goes on by itself. With several jobs each has its share of the cores.
 
     Raises:
       ConfigError: the settings of a run are wrong; none was started.
@@ -168,7 +168,14 @@ def carry_out(
                 words = sweep.command(run, directory)
                 commands[run.name] = [*program, *words]
         board.begin()
-        running.run_all(commands, directory, board, jobs, grace)
+        running.run_all(
+            commands,
+            directory,
+            board,
+            jobs,
+            grace,
+            lambda name: is_done(directory / name, settings[name]),
+        )
         # What ran elsewhere, or was begun twice, may have ended in the meantime.
         for name, state in list(board.states.items()):
             if state != DONE and is_done(directory / name, settings[name]):

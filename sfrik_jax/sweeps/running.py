@@ -1,21 +1,25 @@
 """The processes of a sweep: started as there is room, told to stop, waited for."""
 
 import contextlib
+import fcntl
 import itertools
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sfrik_jax.errors import LostPeerError, OutputError, Preempted
 from sfrik_jax.files import make_folder
 from sfrik_jax.interrupts import SIGNALS
 from sfrik_jax.locks import Lock
-from sfrik_jax.sweeps.board import DONE, ELSEWHERE, RUNNING, STOPPED, Board
+from sfrik_jax.sweeps.board import DONE, ELSEWHERE, RUNNING, STOPPED, WAITING, Board
 
 PAUSE = 0.1
+# Of a run directory: the file that the process of a sweep holds.
+TIE = "sweep_lock"
 Process = subprocess.Popen[bytes]
 
 
@@ -25,41 +29,102 @@ def run_all(
     board: Board,
     jobs: int,
     grace: float,
+    is_done: Callable[[str], bool] = lambda _: False,
 ) -> None:
     """Runs the commands by name, `jobs` at a time, in `directory`/NAME.
 
+    What a killed sweep has left running takes one of the `jobs` until its end.
+
     Args:
-      grace: seconds that a run has to end after it was told to.
+      grace: seconds that a run has to end after it was told to; then it is killed.
+      is_done: whether one that was left behind has come to its end.
 
     Raises:
       Preempted: a signal asked to stop.
     """
-    waiting = list(commands)
-    running: dict[str, Process] = {}
-    jobs = max(1, min(jobs, len(commands)))
-    shares = shared_cores(jobs)
-    places: dict[str, int] = {}
-    with _handing_on(running, grace) as asked:
-        while running or (waiting and not asked):
-            while waiting and len(running) < jobs and not asked:
-                name = waiting.pop(0)
-                if is_held(directory / name):
-                    board.set(name, ELSEWHERE)
-                    continue
-                board.set(name, RUNNING)
-                places[name] = min({*range(jobs)} - {places[n] for n in running})
-                cores = shares[places[name]]
-                running[name] = _start(commands[name], directory / name, cores)
-                if asked:  # it came while this one started
-                    _ask(running[name])
+    crew = _Crew(commands, directory, board, jobs, is_done)
+    with _taking_signals(crew.running, grace) as asked:
+        while crew.running or (crew.has_more() and not asked):
+            while not asked and crew.has_room():
+                crew.start_next()
+            if asked:
+                crew.stop(asked, asked[0] + grace)
             time.sleep(PAUSE)
             board.tick()
-            for name, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[name]
-                    board.set(name, state_of(process.returncode))
+            crew.note_ends()
     if asked:
         raise Preempted("the sweep was stopped; the same command goes on with it")
+
+
+class _Crew:
+    """The runs that wait, those that run, and those that were found running."""
+
+    def __init__(
+        self,
+        commands: Mapping[str, Sequence[str]],
+        directory: Path,
+        board: Board,
+        jobs: int,
+        is_done: Callable[[str], bool],
+    ) -> None:
+        self.running: dict[str, Process] = {}
+        self._commands, self._directory, self._board = commands, directory, board
+        self._jobs, self._is_done = max(1, min(jobs, len(commands))), is_done
+        self._shares = shared_cores(self._jobs)
+        self._places: dict[str, int] = {}
+        self._told: Counter[str] = Counter()  # how often each was told to stop
+        self._found = {n for n in commands if is_left_behind(directory / n)}
+        self._waiting = [name for name in commands if name not in self._found]
+        for name in self._found:
+            board.set(name, ELSEWHERE)
+
+    def has_more(self) -> bool:
+        return bool(self._waiting or self._found)
+
+    def has_room(self) -> bool:
+        """Whether one waits, and may start."""
+        return bool(self._waiting) and (
+            len(self.running) + len(self._found) < self._jobs
+        )
+
+    def start_next(self) -> None:
+        name = self._waiting.pop(0)
+        place = self._directory / name
+        if is_held(place):
+            self._board.set(name, ELSEWHERE)
+            return
+        self._board.set(name, RUNNING)
+        taken = {self._places[n] for n in self.running}
+        self._places[name] = min({*range(self._jobs)} - taken)
+        cores = self._shares[self._places[name]]
+        self.running[name] = _start(self._commands[name], place, cores)
+
+    def stop(self, asked: Sequence[float], deadline: float) -> None:
+        """Hands each signal on, and kills what still runs after the deadline.
+
+        As many as have come since: a run ends at once on the second one. Not from the
+        signal's handler, which may interrupt the start of a run.
+        """
+        for name, process in self.running.items():
+            if self._told[name] < len(asked):
+                self._told[name] += 1
+                _ask(process)
+            if time.monotonic() > deadline:
+                process.kill()
+
+    def note_ends(self) -> None:
+        """Notes which runs have ended, and how."""
+        for name, process in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[name]
+                self._board.set(name, state_of(process.returncode))
+        for name in [*self._found]:
+            if is_left_behind(self._directory / name):
+                continue
+            self._found.remove(name)
+            done = self._is_done(name)
+            self._board.set(name, DONE if done else WAITING)
+            self._waiting += [] if done else [name]
 
 
 def shared_cores(jobs: int) -> list[set[int]]:
@@ -78,12 +143,17 @@ def shared_cores(jobs: int) -> list[set[int]]:
 
 def _start(words: Sequence[str], place: Path, cores: set[int]) -> Process:
     make_folder(place)
-    with (place / "log.txt").open("ab") as log:
+    with (place / "log.txt").open("ab") as log, (place / TIE).open("ab") as tie:
+        # The process inherits the lock with the file, and holds it from its first
+        # moment to its last, whatever becomes of the sweep.
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(tie, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            pass_fds=(tie.fileno(),),
             # Ctrl-C comes to the sweep alone, which hands it on once.
             process_group=0,
         )
@@ -92,6 +162,22 @@ def _start(words: Sequence[str], place: Path, cores: set[int]) -> Process:
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)
     return process
+
+
+def is_left_behind(place: Path) -> bool:
+    """Whether a process that a sweep has started there still runs.
+
+    To be asked by the sweep that has the directory, of what it has not started itself.
+    """
+    with contextlib.suppress(FileNotFoundError), (place / TIE).open("rb") as tie:
+        try:
+            # Shared, so that two who ask do not take each other for a run.
+            fcntl.flock(tie, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks: the run has its own
+            return False
+    return False
 
 
 def is_held(place: Path) -> bool:
@@ -115,18 +201,16 @@ def _ask(process: Process) -> None:
 
 
 @contextlib.contextmanager
-def _handing_on(running: dict[str, Process], grace: float) -> Iterator[list[int]]:
-    """Hands signals on to what runs; the signals so far.
+def _taking_signals(running: dict[str, Process], grace: float) -> Iterator[list[float]]:
+    """Takes signals; when they came.
 
     Nothing is left behind: what runs when an error ends the sweep is asked to stop too,
     and is killed `grace` seconds later.
     """
-    asked: list[int] = []
+    asked: list[float] = []
 
     def hand_on(number: int, frame: object) -> None:
-        asked.append(number)
-        for process in list(running.values()):
-            _ask(process)
+        asked.append(time.monotonic())
 
     # What is ignored stays so: nohup means that a closed terminal ends nothing.
     handled = [
