@@ -11,12 +11,11 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, FieldReference
 
 from sfrik_jax import config_checks, config_files, config_keys, device_checks
-from sfrik_jax.config_files import chosen
 from sfrik_jax.errors import ConfigError, CorruptInputError
 from sfrik_jax.settings import (
     CHOICES,
@@ -48,6 +47,7 @@ __all__ = [
     "validate_here",
 ]
 
+Choice = TypeVar("Choice")
 Change = tuple[str, Any, Any]  # key, value here, value there
 
 
@@ -70,6 +70,19 @@ def default(job: str = "pretrain") -> ConfigDict:
     Errors: ConfigError for an unknown job.
     """
     return _tree(config_keys.known({"job": job}))
+
+
+def chosen(choices: Mapping[str, Choice], arg: str) -> Choice:
+    """What a file with an argument (`configs/x.py:ARG`) has under it.
+
+    Errors: ConfigError naming the choices.
+    """
+    if arg not in choices:
+        raise ConfigError(
+            f"--config FILE.py:{arg}: after the colon stands one of "
+            f"{', '.join(choices)}{config_checks.nearest(arg, tuple(choices))}"
+        )
+    return choices[arg]
 
 
 def loss_section(method: str) -> ConfigDict:

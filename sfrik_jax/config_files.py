@@ -4,15 +4,12 @@ import runpy
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from sfrik_jax.config_checks import nearest
 from sfrik_jax.errors import ConfigError, CorruptInputError, SfrikError
 from sfrik_jax.settings import DEFAULTS, RECIPE_DEFAULTS
-
-Choice = TypeVar("Choice")
 
 # What the code of a config file raises when its author made a mistake.
 CONFIG_FILE_ERRORS = (
@@ -34,19 +31,6 @@ def split_spec(spec: str) -> tuple[Path, str | None]:
     """The path of `configs/x.py:ARG`, and its argument; None without one."""
     stem, colon, arg = spec.rpartition(".py:")
     return (Path(f"{stem}.py"), arg) if colon else (Path(spec), None)
-
-
-def chosen(choices: Mapping[str, Choice], arg: str) -> Choice:
-    """What a file with an argument (`configs/x.py:ARG`) has under it.
-
-    Errors: ConfigError naming the choices.
-    """
-    if arg not in choices:
-        raise ConfigError(
-            f"--config FILE.py:{arg}: after the colon stands one of "
-            f"{', '.join(choices)}{nearest(arg, tuple(choices))}"
-        )
-    return choices[arg]
 
 
 def read(path: Path) -> str:

@@ -12,6 +12,7 @@ import synthetic_sweeps as made
 from test_report import Page
 
 from sfrik_jax.__main__ import main
+from sfrik_jax.locks import Lock
 from sfrik_jax.report.compare import cells, gather, look, records
 from sfrik_jax.report.compare import write_comparison as compare
 
@@ -63,7 +64,14 @@ def test_the_verdict_tells_a_lead_from_noise(sweep, tmp_path):
     # The second is L = 3, q = 16, 0.75 below with either seed.
     text = Page(sweep / "report.html").text
     assert "Best: L = 3, q = 64, 77.0 ± 1.4 % (linear probe, 2 seeds)." in text
-    assert "+0.75 points over 2 shared seeds exceeds noise" in text
+    assert "+0.75 points with each of 2 seeds: noise cannot be told" in text
+    values = {1: [70.0, 74.0], 2: [75.0, 79.2]}  # differences 5 and 5.2
+    made.grid_sweep(
+        tmp_path / "b", lambda o, q, s: values[o][s], orders=(1, 2), dims=(16,)
+    )
+    compare([tmp_path / "b"])
+    text = Page(tmp_path / "b" / "report.html").text
+    assert "+5.10 points over 2 shared seeds exceeds noise, which is 1.27" in text
     values = {1: [70.0, 74.0], 2: [71.0, 72.0]}  # differences 1 and -2
     made.grid_sweep(
         tmp_path / "a", lambda o, q, s: values[o][s], orders=(1, 2), dims=(16,)
@@ -90,11 +98,18 @@ def test_states_are_told_and_unfinished_runs_count_in_no_figure(tmp_path):
     (tmp_path / names[1] / "summary.json").write_text('{"linear_top1": 99.')
     content["runs"][2]["state"] = "failed (code 70)"
     content["runs"][3]["state"] = "running"  # as a killed sweep leaves what is done
+    content["runs"][0]["state"] = "running"  # and what was killed with it
+    content["runs"].append({"name": "begun", "overrides": {}, "state": "running"})
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text(
+        (tmp_path / names[0] / "config.json").read_text()
+    )
     content["runs"].append({"name": "later", "overrides": {}, "state": "waiting"})
     content["runs"].append({"name": "../../outside", "overrides": {}})
     made.write(tmp_path / "sweep.json", content)
     (tmp_path / names[5] / "spectrum.json").write_text("[")
-    compare([tmp_path])
+    with Lock(tmp_path / "begun" / "lock", "it", "wait"):
+        compare([tmp_path])
     states = {row["row"]: row["state"] for row in rows_of(tmp_path, "runs")}
     assert [states[name] for name in names[:4]] == [
         "not finished",
@@ -102,12 +117,13 @@ def test_states_are_told_and_unfinished_runs_count_in_no_figure(tmp_path):
         "failed (code 70)",
         "done",
     ]
-    assert states["later"] == "waiting" and len(states) == 9
+    assert states["later"] == "waiting" and len(states) == 10
+    assert states["begun"] == "running"
     text = Page(tmp_path / "report.html").text
     assert f"Failed (code 70) 1: {names[2]}" in text
     assert f"{names[5]}/spectrum.json" in text and "sweep.json" in text
     counts = {r["row"]: r["linear_top1_n"] for r in rows_of(tmp_path, "cells")}
-    assert counts["L = 1, q = 64"] == "1" and "5 of 9 runs are done." in text
+    assert counts["L = 1, q = 64"] == "1" and "5 of 10 runs are done." in text
 
 
 def test_a_damaged_sweep_file_hides_no_run(tmp_path):

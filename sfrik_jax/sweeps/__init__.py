@@ -115,7 +115,7 @@ def states(
         place = directory / run.name
         if is_done(place, settings[run.name]):
             found[run.name] = DONE
-        elif running.is_left_behind(place) or running.is_held(place):
+        elif running.is_at_work(place):
             found[run.name] = ELSEWHERE
         else:
             found[run.name] = STOPPED if (place / "config.json").exists() else WAITING

@@ -180,8 +180,13 @@ def is_left_behind(place: Path) -> bool:
     return False
 
 
+def is_at_work(place: Path) -> bool:
+    """Whether a process of a sweep or of a user is at work in a run directory."""
+    return is_left_behind(place) or is_held(place)
+
+
 def is_held(place: Path) -> bool:
-    """Whether a process is at work in a run directory."""
+    """Whether a process has locked a run directory."""
     path = place / "lock"
     if not path.exists():
         return False

@@ -123,9 +123,10 @@ def _grids(layout: Layout) -> Iterator[str]:
     if html:
         axes = heat.axes_of(layout)
         names = " and ".join(layout.names[axis] for axis in axes or ())
+        splits = {str(c.settings.get("eval.test_split", "?")) for c in layout.cells}
         note = (
-            "Mean over seeds ± standard deviation (n - 1), on the test split. The best "
-            "cell is framed."
+            "Mean over seeds ± standard deviation (n - 1); eval.test_split = "
+            f"{', '.join(sorted(splits))}. The best cell is framed."
         )
         tables = [page.group("grids", html)]
         yield page.section(f"Accuracy over {names}", note=note, html=tables)

@@ -72,7 +72,8 @@ def _lead(best: Cell, second: Cell, score: str) -> str:
         return sentence + "; they share no seed, so nothing tells the gap from noise."
     gap = f"{found.mean:+.2f} points".replace("-", "\u2212")
     if found.noise is None:
-        return f"{sentence}; the gap is {gap} with one seed: noise cannot be told."
+        seeds = "with one seed" if found.n == 1 else f"with each of {found.n} seeds"
+        return f"{sentence}; the gap is {gap} {seeds}: noise cannot be told."
     word = "exceeds" if found.exceeds_noise else "is within"
     what = "noise, which is" if found.exceeds_noise else "noise:"
     return (

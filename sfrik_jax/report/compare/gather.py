@@ -10,6 +10,8 @@ from typing import Any
 
 from sfrik_jax.errors import MissingInputError, SfrikError
 from sfrik_jax.report.run import Run, finite, load
+from sfrik_jax.sweeps import running
+from sfrik_jax.sweeps.board import ELSEWHERE, RUNNING
 
 SWEEP, TUNED, TUNING = "sweep.json", "tuned.json", "tuning"
 DONE, MISSING, UNFINISHED, DAMAGED = "done", "not started", "not finished", "damaged"
@@ -149,20 +151,24 @@ def _runs_in(directory: Path) -> list[Path]:
 def _members(found: Collection, sweep: Sweep, before: str) -> Iterator[Member]:
     for entry in sweep.runs:
         overrides, noted = entry.get("overrides"), entry.get("state")
-        member = _member(found, sweep.place / entry["name"], before + entry["name"])
+        place = sweep.place / entry["name"]
+        member = _member(found, place, before + entry["name"])
         texts = overrides if isinstance(overrides, dict) else {}
         yield replace(
             member,
-            state=_state(member, noted if isinstance(noted, str) else ""),
+            state=_state(member, noted if isinstance(noted, str) else "", place),
             overrides={str(key): str(value) for key, value in texts.items()},
         )
 
 
-def _state(member: Member, noted: str) -> str:
+def _state(member: Member, noted: str, place: Path) -> str:
     """The state by what is there; the sweep's own word tells how it ended.
 
-    A sweep that was killed still calls "running" what has its summary by now.
+    A sweep that was killed still calls "running" what has its summary by now, or what
+    was killed with it.
     """
+    if noted in (RUNNING, ELSEWHERE) and not running.is_at_work(place):
+        return member.state
     if member.done and noted.startswith("failed"):
         return noted
     if member.state in (MISSING, UNFINISHED) and noted and noted != DONE:

@@ -42,9 +42,10 @@ class Difference:
         """Half the width of the 95 % interval by Student's t; None of a single pair.
 
         error * t(n - 1): 12.7 errors of two pairs, 4.3 of three, 2 of many. An error
-        from two pairs is too uncertain for less.
+        from two pairs is too uncertain for less. None too where all differences are
+        equal: scores are counts of pictures, and a few of those meet by chance.
         """
-        if self.error is None:
+        if not self.error:
             return None
         # Takes 0.1 s to import, which a page of one seed need not wait for.
         from scipy.special import stdtrit
@@ -53,7 +54,7 @@ class Difference:
 
     @property
     def exceeds_noise(self) -> bool | None:
-        """Whether |mean| > noise; None where one pair tells none."""
+        """Whether |mean| > noise; None where that cannot be told."""
         return None if self.noise is None else abs(self.mean) > self.noise
 
 
