@@ -158,7 +158,8 @@ class LiveTable:
             table.add_column(head, overflow="fold")
         for name, state in states.items():
             if state not in (WAITING, DONE):
-                step, eta = progress(directory / name) if state == RUNNING else ("", "")
+                at_work = state in (RUNNING, ELSEWHERE)
+                step, eta = progress(directory / name) if at_work else ("", "")
                 table.add_row(name, state, step, eta)
         table.caption = self._summary(states)
         table.caption_justify = "left"

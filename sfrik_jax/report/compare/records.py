@@ -70,10 +70,15 @@ def states(collection: Collection, layout: Layout, table: Table) -> Iterator[str
     if bad:
         pairs.append(("Unreadable lines of metrics.jsonl", str(bad)))
     title = f"All {len(collection.members)} runs, and the settings that differ"
-    inside = table.html()
-    shown = page.opened(title, html=[inside]) if len(table.rows) > LONG else inside
+    shown = folded(table, title)
     note = "Figures of the page are of runs that are done." if len(counts) > 1 else ""
     yield page.section("Runs", note=note, html=[page.definitions(pairs), shown])
+
+
+def folded(table: Table, title: str) -> str:
+    """A table, behind its title where it is long."""
+    inside = table.html()
+    return page.opened(title, html=[inside]) if len(table.rows) > LONG else inside
 
 
 def common_settings(collection: Collection, layout: Layout) -> Iterator[str]:
