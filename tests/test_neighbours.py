@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from test_sharded_step import RECIPE, STEPS, Run
+from test_sharded_step import RECIPE, Run
 
 from sfrik_jax import losses, passes
 from sfrik_jax.mesh import make_mesh, shard_batch
 from sfrik_jax.neighbours import slices, spectra
 from sfrik_jax.settings import LOSS_DEFAULTS
-from sfrik_jax.step import make_learner, make_loss, make_train_step
+from sfrik_jax.step import make_loss
 
 FORMER = ("sfrik", "simclr", "auh", "vicreg")
 NEIGHBOURS = [method for method in LOSS_DEFAULTS if method not in FORMER]
@@ -412,26 +412,12 @@ def test_a_step_has_its_slices_by_seed_and_number():
 class Drawing(Run):
     """Steps with a loss that draws."""
 
-    def __init__(self, data=1, columns=None, **settings):
-        super().__init__(data=data, columns=columns)
-        self.learner = make_learner(
-            self.model,
-            self.mesh,
-            views=RECIPE,
-            method="sphere_slices",
-            loss_settings=SETTINGS["sphere_slices"],
-            seed=0,
-            columns=columns,
-            **settings,
-        )
-        self.step = make_train_step(
-            self.learner,
-            self.optimizer,
-            self.state,
-            schedule=self.schedule,
-            log_every=1,
-            last_step=STEPS,
-        )
+    def __init__(self, data=1, **settings):
+        drawing = {
+            "method": "sphere_slices",
+            "loss_settings": SETTINGS["sphere_slices"],
+        }
+        super().__init__(data=data, **drawing, **settings)
 
     def values(self, state, steps):
         found = []

@@ -36,6 +36,8 @@ class Run:
         columns=None,
         dtype="float64",
         skip_nonfinite=False,
+        method="sfrik",
+        loss_settings=None,
         **settings,
     ):
         self.mesh, self.columns = mesh_lib.make_mesh(data, model), columns
@@ -56,8 +58,8 @@ class Run:
             self.model,
             self.mesh,
             views=RECIPE,
-            method="sfrik",
-            loss_settings=LOSS_DEFAULTS["sfrik"],
+            method=method,
+            loss_settings=loss_settings or LOSS_DEFAULTS[method],
             seed=0,
             columns=columns,
             **settings,
