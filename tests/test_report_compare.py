@@ -56,8 +56,13 @@ def test_neighbouring_orders_are_compared_by_seed(sweep):
     assert float(high["difference_se"]) == pytest.approx(0.5)
     assert ("L = 3, q = 64", "L = 3, q = 16") in found
     assert ("L = 3, q = 64", "L = 2, q = 16") not in found
+    # Over q = 16 and 64: 1, 2, 1, 2, error 0.289, 3.2 of which are noise.
+    over = found["L = 3", "L = 2"]
+    assert (float(over["difference"]), over["difference_n"]) == (1.5, "4")
+    assert float(over["difference_se"]) == pytest.approx(3**-0.5 / 2)
     text = Page(sweep / "report.html").text
     assert "L: 2 → 3 q = 16 +1.50 ± 0.50 2 noise" in text
+    assert "L: 2 → 3 all of these +1.50 ± 0.29 4 beyond noise" in text
 
 
 def test_the_verdict_tells_a_lead_from_noise(sweep, tmp_path):
@@ -86,7 +91,8 @@ def test_one_seed_has_no_deviation(tmp_path):
     compare([tmp_path])
     text = Page(tmp_path / "report.html").text
     assert "with one seed: noise cannot be told" in text
-    assert "±" not in re.sub(r"(Mean|mean)[^.]*±[^.]*", "", text)
+    notes, over = r"(Mean|mean)[^.]*±[^.]*", r"all of these \S+ ± \S+"
+    assert "±" not in re.sub(f"{notes}|{over}", "", text)
     assert all(not row["linear_top1_sd"] for row in rows_of(tmp_path, "cells"))
 
 

@@ -147,7 +147,8 @@ def _differences(table: Table | None) -> Iterator[str]:
             "Each seed of one setting less the same seed of the other: mean ± standard "
             "error over n pairs. Noise is what lies within the 95 % interval by "
             "Student's t: 12.7 standard errors of two pairs, 4.3 of three, 2.8 of five."
-            " Where nothing differs, one in twenty leaves it by chance."
+            " Where nothing differs, one in twenty leaves it by chance. The same step "
+            "at several settings is pooled as well, as if each were a seed more."
         )
         shown = records.folded(table, f"All {len(table.rows)} steps")
         yield page.section("Paired differences", note=note, html=[shown])

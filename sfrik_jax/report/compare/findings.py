@@ -8,6 +8,7 @@ from sfrik_jax.report.compare import cells as names
 from sfrik_jax.report.compare import tables
 from sfrik_jax.report.compare.cells import Cell, Layout
 from sfrik_jax.report.compare.gather import Collection, Member
+from sfrik_jax.report.compare.statistics import Difference, paired
 from sfrik_jax.report.compare.tables import Entry, Table
 from sfrik_jax.report.verdict import score_name
 
@@ -154,9 +155,13 @@ def _record(
 
 
 def _difference(cell: Cell, other: Cell, score: str) -> dict[str, object]:
-    found = cell.against(other, names.score(score))
+    return _recorded(cell.label, other.label, cell.against(other, names.score(score)))
+
+
+def _recorded(row: str, against: str, found: Difference | None) -> dict[str, object]:
     return {
-        "against": other.label,
+        "row": row,
+        "against": against,
         "difference": found and found.mean,
         "difference_se": found and found.error,
         "difference_n": found and found.n,
@@ -181,26 +186,36 @@ def neighbours(layout: Layout, axis: str) -> list[tuple[Cell, Cell]]:
 
 
 def difference_table(layout: Layout) -> Table | None:
-    """Differences between neighbouring L, and neighbouring q, at equal seeds."""
+    """Differences between neighbouring L, and neighbouring q, at equal seeds.
+
+    Each at every value of the other axes; where those are several, then over all.
+    """
     found = names.scores(layout.cells)
     axes = [axis for axis in (names.WEIGHTS, names.DIM) if axis in layout.axes]
     rows, records = [], []
     for axis in axes if found else []:
+        name, score = layout.names[axis], names.score(found[0])
+        together: dict[str, list[tuple[Cell, Cell]]] = {}
         for low, high in neighbours(layout, axis):
-            difference = high.against(low, names.score(found[0]))
+            difference = high.against(low, score)
             if difference is None:
                 continue
-            name = layout.names[axis]
             step = f"{name}: {low.values[axis]} → {high.values[axis]}"
             at = ", ".join(
                 f"{layout.names[key]} = {value}"
                 for key, value in high.values.items()
                 if key != axis and value != names.ABSENT
             )
-            count = Entry(str(difference.n), difference.n)
-            words = [Entry(step), Entry(at or "–"), tables.difference(difference)]
-            rows.append([*words, count, tables.judged(difference)])
-            records.append({"row": high.label, **_difference(high, low, found[0])})
+            together.setdefault(step, []).append((low, high))
+            rows.append(_step(step, at or "–", difference))
+            records.append(_difference(high, low, found[0]))
+        for step, pairs in together.items():
+            if len(pairs) > 1:
+                over = pooled(pairs, score)
+                rows.append(_step(step, "all of these", over))
+                low, high = pairs[0]
+                to, of = (f"{name} = {each.values[axis]}" for each in (high, low))
+                records.append(_recorded(to, of, over))
     if not rows:
         return None
     head = [
@@ -211,3 +226,23 @@ def difference_table(layout: Layout) -> Table | None:
         "Against noise",
     ]
     return Table("differences", "Paired differences", head, rows, records)
+
+
+def pooled(pairs: Sequence[tuple[Cell, Cell]], score: Quantity) -> Difference | None:
+    """The mean difference of several pairs of cells, each seed of each one pair."""
+    lows, highs = (
+        {
+            f"{i} {seed}": value
+            for i, pair in enumerate(pairs)
+            for seed, value in pair[which].by_seed(score).items()
+        }
+        for which in (0, 1)
+    )
+    return paired(highs, lows)
+
+
+def _step(step: str, at: str, found: Difference | None) -> list[Entry]:
+    n = found.n if found else 0
+    count = Entry(str(n), n)
+    words = [Entry(step), Entry(at), tables.difference(found)]
+    return [*words, count, tables.judged(found)]
