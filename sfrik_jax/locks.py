@@ -68,6 +68,22 @@ class Lock:
             self._claim.close()
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds a file's lock; None where the file system has no locks.
+
+    It asks with a shared lock, so that two who ask do not take each other for a holder,
+    and writes nothing. A file that cannot be opened is held by nobody.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        return None if error.errno in NO_LOCKS else False
+    return False
+
+
 class Claim:
     """A file that says who is at work and, every five seconds, that it still is.
 

@@ -13,7 +13,7 @@ from test_report import Page
 
 from sfrik_jax.__main__ import main
 from sfrik_jax.locks import Lock
-from sfrik_jax.report.compare import cells, gather, look, records
+from sfrik_jax.report.compare import cells, gather, look, records, statistics
 from sfrik_jax.report.compare import write_comparison as compare
 
 
@@ -84,6 +84,14 @@ def test_the_verdict_tells_a_lead_from_noise(sweep, tmp_path):
     compare([tmp_path / "a"])
     text = Page(tmp_path / "a" / "report.html").text
     assert "+0.50 points over 2 shared seeds is within noise: 19.06 points" in text
+
+
+def test_equal_differences_are_no_certainty():
+    """Of which floating point makes an error of 1e-15, not of zero."""
+    a, b = {"0": 62.75, "1": 71.65, "2": 77.35}, {"0": 60.79, "1": 69.69, "2": 75.39}
+    found = statistics.paired(a, b)
+    assert found is not None and 0 < (found.error or 0) < 1e-13
+    assert found.noise is None and found.exceeds_noise is None
 
 
 def test_one_seed_has_no_deviation(tmp_path):

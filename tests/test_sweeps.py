@@ -35,12 +35,13 @@ words = sys.argv[1:]
 run = pathlib.Path(words[words.index("--workdir") + 1])
 spec = words[words.index("--config") + 1]
 texts = [w.removeprefix("--config.") for w in words if w.startswith("--config.")]
+code = json.loads((run.parent / "codes.json").read_text()).get(run.name, 0)
 with (run.parent / "ran.txt").open("a") as file:
     file.write(run.name + "\\n")
 print("ran", run.name)
-code = json.loads((run.parent / "codes.json").read_text()).get(run.name, 0)
 end = run.parent / "end.json"
-while code == "waits":
+latest = time.monotonic() + 120
+while code == "waits" and time.monotonic() < latest:
     time.sleep(0.05)
     code = json.loads(end.read_text()) if end.exists() else code
     if code == "killed":
@@ -244,17 +245,8 @@ def test_f3_an_error_of_the_sweep_lets_its_runs_save(place):
     assert ran(place) == [NAMES[0]]
 
 
-def test_f3_what_does_not_end_is_killed_after_its_grace():
-    words = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    words = [sys.executable, "-c", f"{words}; print(flush=True); time.sleep(60)"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline()
-        with pytest.raises(RuntimeError), running._taking_signals({"a": process}, 0.2):
-            raise RuntimeError
-        assert process.poll() == -signal.SIGKILL
-
-
-def test_f3_a_run_that_takes_no_signal_is_killed_after_its_grace(place):
+@pytest.mark.parametrize("by", ["signal", "error"])
+def test_f3_a_run_that_takes_no_signal_is_killed_after_its_grace(place, by):
     words = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     words += "; print('deaf', flush=True); time.sleep(60)"
     log = place / NAMES[0] / "log.txt"
@@ -264,12 +256,53 @@ def test_f3_a_run_that_takes_no_signal_is_killed_after_its_grace(place):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=signal_when_it_is_deaf, daemon=True).start()
+    class Failing(board.Lines):
+        def show(self, states, directory):
+            if by == "error" and log.exists() and log.read_text():
+                raise RuntimeError("no table")
+
+    if by == "signal":
+        threading.Thread(target=signal_when_it_is_deaf, daemon=True).start()
+    states = plan().board(place, Failing(lambda _: None))
+    commands = {NAMES[0]: [sys.executable, "-c", words]}
+    begun = time.monotonic()
+    with pytest.raises(Preempted if by == "signal" else RuntimeError):
+        running.run_all(commands, place, states, 1, 0.3)
+    assert time.monotonic() - begun < 50  # of the 60 that it sleeps
+    assert not running.is_left_behind(place / NAMES[0])
+    if by == "signal":
+        assert states.states[NAMES[0]] == "stopped (SIGKILL)"
+
+
+def test_f3_three_signals_at_once_are_one_and_a_later_one_ends_at_once(place):
+    """The run is a real stop: a second signal would cost it its save."""
+    words = """
+import time
+from sfrik_jax.interrupts import Stop
+with Stop(60) as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    time.sleep(1)
+    print("saved", flush=True)
+raise SystemExit(75)
+"""
+    log = place / NAMES[0] / "log.txt"
+
+    def signal_when_it_is_ready() -> None:
+        while not log.exists() or "ready" not in log.read_text():
+            time.sleep(0.05)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.005)
+
+    threading.Thread(target=signal_when_it_is_ready, daemon=True).start()
     states = plan().board(place, board.Lines(lambda _: None))
     commands = {NAMES[0]: [sys.executable, "-c", words]}
     with pytest.raises(Preempted):
-        running.run_all(commands, place, states, 1, 0.3)
-    assert states.states[NAMES[0]] == "stopped (SIGKILL)"
+        running.run_all(commands, place, states, 1, 30.0)
+    assert "saved" in log.read_text()
+    assert states.states[NAMES[0]] == "stopped"
 
 
 @pytest.mark.parametrize("error", [DiskFullError("full"), OutputError("gone")])
@@ -316,7 +349,8 @@ from test_sweeps import carry_out
 carry_out(Path({str(place)!r}), {codes}, jobs=1)
 """
     with subprocess.Popen([sys.executable, "-c", words], env=environment()) as first:
-        while not (place / "ran.txt").exists():
+        path = place / "ran.txt"
+        while not path.exists() or not path.read_text():
             assert first.poll() is None
             time.sleep(0.05)
         first.kill()
@@ -327,7 +361,9 @@ carry_out(Path({str(place)!r}), {codes}, jobs=1)
         said.append(line)
         if f"{NAMES[0]} running elsewhere" in line:
             assert running.is_left_behind(place / NAMES[0])
-            (place / "end.json").write_text(json.dumps(0 if ends else "killed"))
+            made = place / "making.json"
+            made.write_text(json.dumps(0 if ends else "killed"))
+            made.rename(place / "end.json")
 
     assert carry_out(place, {}, jobs=1, say=say) == dict.fromkeys(NAMES, "done")
     assert f"sweep: {NAMES[0]} running elsewhere (0 of 6 done)" in said

@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from sfrik_jax.errors import LostPeerError, OutputError, Preempted
 from sfrik_jax.files import make_folder
-from sfrik_jax.interrupts import SIGNALS
-from sfrik_jax.locks import Lock
+from sfrik_jax.interrupts import REPEATED, SIGNALS
+from sfrik_jax.locks import Lock, is_locked
 from sfrik_jax.sweeps.board import DONE, ELSEWHERE, RUNNING, STOPPED, WAITING, Board
 
 PAUSE = 0.1
@@ -43,15 +44,20 @@ def run_all(
       Preempted: a signal asked to stop.
     """
     crew = _Crew(commands, directory, board, jobs, is_done)
-    with _taking_signals(crew.running, grace) as asked:
-        while crew.running or (crew.has_more() and not asked):
-            while not asked and crew.has_room():
-                crew.start_next()
-            if asked:
-                crew.stop(asked, asked[0] + grace)
-            time.sleep(PAUSE)
-            board.tick()
-            crew.note_ends()
+    with _taking_signals() as asked:
+        try:
+            while crew.running or (crew.has_more() and not asked):
+                while not asked and crew.has_room():
+                    crew.start_next()
+                crew.stop(asked, grace)
+                time.sleep(PAUSE)
+                board.tick()
+                crew.note_ends()
+        except BaseException:
+            # Nothing is left behind by an error either.
+            asked[:] = asked or [time.monotonic()]
+            crew.wait(asked, grace)
+            raise
     if asked:
         raise Preempted("the sweep was stopped; the same command goes on with it")
 
@@ -96,11 +102,12 @@ class _Crew:
         self._board.set(name, RUNNING)
         taken = {self._places[n] for n in self.running}
         self._places[name] = min({*range(self._jobs)} - taken)
-        cores = self._shares[self._places[name]]
+        # Which cores the others have is not known: the system shares out.
+        cores = set() if self._found else self._shares[self._places[name]]
         self.running[name] = _start(self._commands[name], place, cores)
 
-    def stop(self, asked: Sequence[float], deadline: float) -> None:
-        """Hands each signal on, and kills what still runs after the deadline.
+    def stop(self, asked: Sequence[float], grace: float) -> None:
+        """Hands each signal on, and kills what still runs `grace` s after the first.
 
         As many as have come since: a run ends at once on the second one. Not from the
         signal's handler, which may interrupt the start of a run.
@@ -109,8 +116,14 @@ class _Crew:
             if self._told[name] < len(asked):
                 self._told[name] += 1
                 _ask(process)
-            if time.monotonic() > deadline:
+            if asked and time.monotonic() > asked[0] + grace:
                 process.kill()
+
+    def wait(self, asked: Sequence[float], grace: float) -> None:
+        """Waits for the ends of those that run, and tells nobody of them."""
+        while any(process.poll() is None for process in self.running.values()):
+            self.stop(asked, grace)
+            time.sleep(PAUSE)
 
     def note_ends(self) -> None:
         """Notes which runs have ended, and how."""
@@ -146,8 +159,7 @@ def _start(words: Sequence[str], place: Path, cores: set[int]) -> Process:
     with (place / "log.txt").open("ab") as log, (place / TIE).open("ab") as tie:
         # The process inherits the lock with the file, and holds it from its first
         # moment to its last, whatever becomes of the sweep.
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(tie, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(tie)
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -164,32 +176,33 @@ def _start(words: Sequence[str], place: Path, cores: set[int]) -> Process:
     return process
 
 
+def _lock(file: IO[bytes]) -> None:
+    """Locks a file; without one where the file system has none."""
+    for _ in range(20):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody asks whether it is locked
+            time.sleep(0.01)
+        except OSError:
+            return
+        else:
+            return
+
+
 def is_left_behind(place: Path) -> bool:
     """Whether a process that a sweep has started there still runs.
 
     To be asked by the sweep that has the directory, of what it has not started itself.
     """
-    with contextlib.suppress(FileNotFoundError), (place / TIE).open("rb") as tie:
-        try:
-            # Shared, so that two who ask do not take each other for a run.
-            fcntl.flock(tie, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks: the run has its own
-            return False
-    return False
-
-
-def is_at_work(place: Path) -> bool:
-    """Whether a process of a sweep or of a user is at work in a run directory."""
-    return is_left_behind(place) or is_held(place)
+    return is_locked(place / TIE) is True
 
 
 def is_held(place: Path) -> bool:
     """Whether a process has locked a run directory."""
     path = place / "lock"
-    if not path.exists():
-        return False
+    found = is_locked(path)
+    if found is not None:
+        return found
     try:
         Lock(path, str(place), "wait for it").close()
     except OutputError:
@@ -199,6 +212,16 @@ def is_held(place: Path) -> bool:
     return False
 
 
+def is_at_work(place: Path) -> bool:
+    """Whether a process of a sweep or of a user is at work in a run directory."""
+    return is_left_behind(place) or is_held(place)
+
+
+def may_be_at_work(place: Path) -> bool:
+    """`is_at_work` at once; True where the file system has no locks to tell by."""
+    return any(is_locked(place / name) is not False for name in (TIE, "lock"))
+
+
 def _ask(process: Process) -> None:
     """Asks a run to save and stop."""
     if process.poll() is None:
@@ -206,16 +229,14 @@ def _ask(process: Process) -> None:
 
 
 @contextlib.contextmanager
-def _taking_signals(running: dict[str, Process], grace: float) -> Iterator[list[float]]:
-    """Takes signals; when they came.
-
-    Nothing is left behind: what runs when an error ends the sweep is asked to stop too,
-    and is killed `grace` seconds later.
-    """
+def _taking_signals() -> Iterator[list[float]]:
+    """Takes signals; when they came, those that come with another left out."""
     asked: list[float] = []
 
-    def hand_on(number: int, frame: object) -> None:
-        asked.append(time.monotonic())
+    def take(number: int, frame: object) -> None:
+        now = time.monotonic()
+        if not asked or now > asked[-1] + REPEATED:
+            asked.append(now)
 
     # What is ignored stays so: nohup means that a closed terminal ends nothing.
     handled = [
@@ -223,27 +244,12 @@ def _taking_signals(running: dict[str, Process], grace: float) -> Iterator[list[
         for number in (*SIGNALS, signal.SIGHUP)
         if signal.getsignal(number) != signal.SIG_IGN
     ]
-    before = {number: signal.signal(number, hand_on) for number in handled}
+    before = {number: signal.signal(number, take) for number in handled}
     try:
         yield asked
     finally:
-        # A second signal would end at once those that were asked before.
-        for process in () if asked else running.values():
-            _ask(process)
-        _end_within(grace, list(running.values()))
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_within(seconds: float, processes: Sequence[Process]) -> None:
-    """Waits for processes to end, and kills those that have not by then."""
-    deadline = time.monotonic() + seconds
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def state_of(code: int) -> str:

@@ -167,7 +167,7 @@ def _state(member: Member, noted: str, place: Path) -> str:
     A sweep that was killed still calls "running" what has its summary by now, or what
     was killed with it.
     """
-    if noted in (RUNNING, ELSEWHERE) and not running.is_at_work(place):
+    if noted in (RUNNING, ELSEWHERE) and not running.may_be_at_work(place):
         return member.state
     if member.done and noted.startswith("failed"):
         return noted

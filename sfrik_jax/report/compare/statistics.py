@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+EQUAL = 1e-9  # an error that rounding makes of equal differences, in points
 COVERED = 0.95  # of the interval that a difference has to leave
 
 
@@ -45,7 +46,7 @@ class Difference:
         from two pairs is too uncertain for less. None too where all differences are
         equal: scores are counts of pictures, and a few of those meet by chance.
         """
-        if not self.error:
+        if self.error is None or self.error < EQUAL:
             return None
         # Takes 0.1 s to import, which a page of one seed need not wait for.
         from scipy.special import stdtrit
