@@ -427,7 +427,7 @@ def test_f3_six_trainings_of_which_one_diverges(tmp_path, data_dir):
     times = [path.stat().st_mtime_ns for path in done]
     again = subprocess.run(command, check=False, **settings)
     assert again.returncode == 1
-    assert "sweep: base_lr-0.001_seed-0 done" in again.stdout
+    assert "sweep: 4 of 6 runs are done already" in again.stdout
     assert "base_lr-0.001_seed-0 running" not in again.stdout
     assert again.stdout.count("base_lr-1e30_seed-0 running") == 1
     assert [path.stat().st_mtime_ns for path in done] == times
