@@ -267,23 +267,25 @@ def test_f3_a_run_that_takes_no_signal_is_killed_after_its_grace(place, by):
     commands = {NAMES[0]: [sys.executable, "-c", words]}
     begun = time.monotonic()
     with pytest.raises(Preempted if by == "signal" else RuntimeError):
-        running.run_all(commands, place, states, 1, 0.3)
+        running.run_all(commands, place, states, 1, 0.3, lambda _: False)
     assert time.monotonic() - begun < 50  # of the 60 that it sleeps
     assert not running.is_left_behind(place / NAMES[0])
     if by == "signal":
         assert states.states[NAMES[0]] == "stopped (SIGKILL)"
 
 
-def test_f3_three_signals_at_once_are_one_and_a_later_one_ends_at_once(place):
-    """The run is a real stop: a second signal would cost it its save."""
+@pytest.mark.parametrize("again", [False, True])
+def test_f3_three_signals_at_once_are_one_and_a_later_one_ends_at_once(place, again):
+    """The run has a real stop: a second signal costs it its save."""
     words = """
-import time
+import sys, time
 from sfrik_jax.interrupts import Stop
 with Stop(60) as stop:
     print("ready", flush=True)
     while not stop.requested:
         time.sleep(0.01)
-    time.sleep(1)
+    print("asked", flush=True)
+    time.sleep(10 if sys.argv[1:] else 1)
     print("saved", flush=True)
 raise SystemExit(75)
 """
@@ -295,13 +297,20 @@ raise SystemExit(75)
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
             time.sleep(0.005)
+        while again and "asked" not in log.read_text():
+            time.sleep(0.05)
+        if again:
+            time.sleep(0.5)  # later than what comes together
+            os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=signal_when_it_is_ready, daemon=True).start()
     states = plan().board(place, board.Lines(lambda _: None))
-    commands = {NAMES[0]: [sys.executable, "-c", words]}
+    commands = {NAMES[0]: [sys.executable, "-c", words, *["waits"] * again]}
     with pytest.raises(Preempted):
-        running.run_all(commands, place, states, 1, 30.0)
-    assert "saved" in log.read_text()
+        running.run_all(commands, place, states, 1, 30.0, lambda _: False)
+    lines = log.read_text().splitlines()
+    assert ("saved" in lines) is not again
+    assert any(line.startswith("stopped at once") for line in lines) is again
     assert states.states[NAMES[0]] == "stopped"
 
 

@@ -30,7 +30,7 @@ def run_all(
     board: Board,
     jobs: int,
     grace: float,
-    is_done: Callable[[str], bool] = lambda _: False,
+    is_done: Callable[[str], bool],
 ) -> None:
     """Runs the commands by name, `jobs` at a time, in `directory`/NAME.
 

@@ -150,5 +150,5 @@ def _differences(table: Table | None) -> Iterator[str]:
             " Where nothing differs, one in twenty leaves it by chance. The same step "
             "at several settings is pooled as well, as if each were a seed more."
         )
-        shown = records.folded(table, f"All {len(table.rows)} steps")
+        shown = tables.folded(table, f"All {len(table.rows)} steps")
         yield page.section("Paired differences", note=note, html=[shown])

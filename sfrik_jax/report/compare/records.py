@@ -17,7 +17,6 @@ from sfrik_jax.report.verdict import score_name
 
 PICTURES = 4  # cells whose neighbours are shown
 MOST_BYTES = 1_500_000  # of a picture on the page
-LONG = 25  # rows beyond which a table opens on a click
 
 
 def run_table(collection: Collection, layout: Layout) -> Table:
@@ -70,15 +69,9 @@ def states(collection: Collection, layout: Layout, table: Table) -> Iterator[str
     if bad:
         pairs.append(("Unreadable lines of metrics.jsonl", str(bad)))
     title = f"All {len(collection.members)} runs, and the settings that differ"
-    shown = folded(table, title)
+    shown = tables.folded(table, title)
     note = "Figures of the page are of runs that are done." if len(counts) > 1 else ""
     yield page.section("Runs", note=note, html=[page.definitions(pairs), shown])
-
-
-def folded(table: Table, title: str) -> str:
-    """A table, behind its title where it is long."""
-    inside = table.html()
-    return page.opened(title, html=[inside]) if len(table.rows) > LONG else inside
 
 
 def common_settings(collection: Collection, layout: Layout) -> Iterator[str]:

@@ -11,6 +11,7 @@ from sfrik_jax.report import page
 from sfrik_jax.report.compare.statistics import Difference, Spread
 
 NOTHING = "–"
+LONG = 25  # rows beyond which a table opens on a click
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,12 @@ def difference(found: Difference | None) -> Entry:
     if found.error is not None:
         text += f" ± {found.error:.2f}"
     return Entry(text, found.mean)
+
+
+def folded(table: Table, title: str) -> str:
+    """A table, behind its title where it is long."""
+    inside = table.html()
+    return page.opened(title, html=[inside]) if len(table.rows) > LONG else inside
 
 
 def judged(found: Difference | None) -> Entry:
